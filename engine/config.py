@@ -1,0 +1,44 @@
+"""What one engine process is: its model, number format, memory and limits.
+
+Two tasks share an engine exactly when their specs are equal; ``EngineSpec.key`` names the socket.
+This module holds no defaults of the Spark surface: ``spark_llm.config`` builds a spec from ``spark.llm.*``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import msgspec
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings that one engine process is started with.
+
+    model: a folder, a ``.gguf`` file, a Hugging Face id, or ``"default"`` (the packaged model).
+    kv_cache_memory: bytes of the paged K/V pool; 0 lets the engine choose from free memory.
+    max_batch_tokens: most tokens computed in one step (prefill chunks and decodes together).
+    max_running_rows: most rows that hold pages at a time.
+    page_size: tokens a K/V page.
+    context_length: most tokens of prompt + answer; 0 is the model's own.
+    threads: CPU threads of the forward pass; 0 is every core that this process may use.
+    idle_timeout: seconds without a stream after which the engine ends; 0 is never.
+    """
+
+    model: str = "default"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    kv_cache_memory: int = 0
+    max_batch_tokens: int = 0
+    max_running_rows: int = 256
+    page_size: int = 1
+    context_length: int = 0
+    threads: int = 0
+    idle_timeout: float = 300.0
+    check_invariants: bool = False
+
+    @property
+    def key(self) -> str:
+        """16 hex digits that are equal for equal specs."""
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:16]

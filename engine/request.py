@@ -1,0 +1,79 @@
+"""What the engine is asked and what it answers: plain data, no torch, no text.
+
+The three counters ``num_tokens``, ``num_cached_tokens`` and ``num_computed`` mean the same in every layer
+(scheduling, cache, model, service, report).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+TokenIds = npt.NDArray[np.int32]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How an answer's tokens are chosen; constant for all rows of one call.
+
+    temperature 0 is greedy. top_k 0 and top_p 1 mean no limit. The seed of a row is on its Request.
+    """
+
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+class FinishReason(enum.StrEnum):
+    STOP = "stop"  # an end token or a stop string
+    LENGTH = "length"  # max_tokens reached
+    ERROR = "error"  # see Completion.error
+    CANCELLED = "cancelled"
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One row to answer. ``id`` is unique within the engine; ``prompt`` is int32 of shape [num prompt tokens].
+
+    instruction_tokens: how many leading prompt tokens belong to template and instruction (for the report).
+    seed: for temperature > 0; None lets the engine draw one.
+    is_stopped: told the output ids so far after each token; True ends the row (stop strings). None: never.
+    reuse: False neither matches nor leaves anything in the prefix cache (the naive baseline).
+    """
+
+    id: int
+    prompt: TokenIds
+    params: SamplingParams
+    client: str = ""
+    instruction_tokens: int = 0
+    seed: int | None = None
+    is_stopped: Callable[[Sequence[int]], bool] | None = None
+    reuse: bool = True
+
+
+@dataclass(slots=True)
+class Completion:
+    """The answer of one Request.
+
+    prompt_tokens == cached_tokens + computed_tokens; recomputed_tokens counts, beyond that, what
+    preemption or a rolled-back step made the engine compute again.
+    ``error`` is (condition, parameters) of spark_llm.errors when finish_reason is ERROR.
+    """
+
+    id: int
+    output: list[int]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    cached_tokens: int
+    computed_tokens: int
+    recomputed_tokens: int = 0
+    instruction_tokens: int = 0
+    error: tuple[str, dict[str, str]] | None = None
+    extra: dict[str, float] = field(default_factory=dict)

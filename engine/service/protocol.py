@@ -1,0 +1,84 @@
+"""The words that a task and an engine exchange: Arrow schemas and the header of a stream.
+
+A stream is one Flight DoExchange: the descriptor's command is a JSON ``StreamOpen``; the task sends record
+batches of ``REQUEST_SCHEMA`` (a window each) and gets batches of ``ANSWER_SCHEMA`` in the order in which rows
+finish. Closing the stream cancels what is unanswered.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import pyarrow as pa
+
+from spark_llm.engine.request import SamplingParams
+
+PROTOCOL_VERSION = 1
+
+REQUEST_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.int64(), nullable=False),  # unique within the stream, chosen by the task
+        # user message of the row: its segments joined are the text; a repeated segment travels once a batch
+        pa.field("segments", pa.list_(pa.dictionary(pa.int32(), pa.utf8())), nullable=False),
+        pa.field("seed", pa.int64()),  # NULL unless sampling with a seed
+    ]
+)
+
+ANSWER_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.int64(), nullable=False),
+        pa.field("text", pa.utf8()),  # NULL when the row failed
+        pa.field("finish_reason", pa.utf8(), nullable=False),
+        pa.field("error", pa.utf8()),  # "[CONDITION] message SQLSTATE: code", NULL when the row was answered
+        pa.field("prompt_tokens", pa.int64(), nullable=False),
+        pa.field("instruction_tokens", pa.int64(), nullable=False),  # of prompt_tokens: template + instruction
+        pa.field("cached_tokens", pa.int64(), nullable=False),  # of prompt_tokens: found in the prefix cache
+        pa.field("cached_instruction_tokens", pa.int64(), nullable=False),  # of cached_tokens
+        pa.field("computed_tokens", pa.int64(), nullable=False),  # prompt_tokens - cached_tokens
+        pa.field("recomputed_tokens", pa.int64(), nullable=False),  # again, after preemption or rollback
+        pa.field("output_tokens", pa.int64(), nullable=False),
+    ]
+)
+
+
+class StreamOpen(msgspec.Struct, frozen=True, kw_only=True):
+    """The header of a stream: all that is constant for its rows.
+
+    query: the Spark execution id ("" outside a query). client: whom scheduling charges.
+    instruction_segments: how many leading segments of each row are instruction, not data.
+    reuse: False bypasses the prefix cache (the naive baseline).
+    """
+
+    version: int = PROTOCOL_VERSION
+    query: str = ""
+    client: str = ""
+    params: SamplingParams = SamplingParams()
+    system: str | None = None
+    instruction_segments: int = 1
+    reuse: bool = True
+
+
+class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What the ``status`` action answers; counters are totals since the engine started.
+
+    tokens_per_second: computed prompt + output tokens over the last few seconds.
+    """
+
+    pid: int
+    model: str
+    dtype: str
+    uptime: float
+    rows_received: int = 0
+    rows_answered: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    computed_tokens: int = 0
+    output_tokens: int = 0
+    tokens_per_second: float = 0.0
+    waiting: int = 0
+    running: int = 0
+    free_pages: int = 0
+    total_pages: int = 0
+    streams: int = 0
+    forward_seconds: float = 0.0
+    step_seconds: float = 0.0
+    queries: dict[str, tuple[int, int]] = {}  # query -> (rows received, rows answered)
