@@ -1,0 +1,46 @@
+"""Joins the free list and the prefix index: the one place that hands out and takes back K/V pages."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spark_llm.engine.cache.pool import PagePool, Pages
+from spark_llm.engine.cache.radix import RadixTree
+
+
+class CacheManager:
+    """``free + evictable + protected + held by running rows == total`` after every call (page counts)."""
+
+    def __init__(self, total_pages: int, page_size: int) -> None:
+        self.page_size = page_size
+        self.pool = PagePool(total_pages)
+        self.tree = RadixTree(page_size)
+
+    @property
+    def available(self) -> int:
+        """Pages that ``allocate`` could give: free ones and those of unlocked nodes."""
+        return self.pool.free + self.tree.evictable
+
+    def pages_for(self, tokens: int) -> int:
+        """How many pages hold ``tokens`` tokens."""
+        return -(-tokens // self.page_size)
+
+    def allocate(self, count: int) -> Pages | None:
+        """``count`` pages, evicting the least recently used prefixes if need be; None if too few."""
+        if count > self.available:
+            return None
+        if count > self.pool.free:
+            for pages in self.tree.evict(count - self.pool.free):
+                self.pool.release(pages)
+        return self.pool.allocate(count)
+
+    def clear(self) -> None:
+        """Evict all that is not locked."""
+        for pages in self.tree.evict(self.tree.evictable):
+            self.pool.release(pages)
+
+    def rollback(self, step: int, keep: Pages) -> None:
+        """Take a step's nodes out of the tree; their pages are free again, but for those in ``keep``."""
+        freed = self.tree.rollback(step)
+        if freed:
+            self.pool.release(np.setdiff1d(np.concatenate(freed), keep))
