@@ -1,0 +1,162 @@
+"""The rendered text of rows: exact, a function of the row alone, cut where tokenizers may be cut."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spark_llm.call import FieldSpec
+from spark_llm.engine.service.protocol import REQUEST_SCHEMA
+from spark_llm.prompt import RenderedWindow, render, request_batch, row_seed
+
+SPECS = (FieldSpec("title"), FieldSpec("year", json=True))
+
+
+def strings(*values: str | None) -> pa.Array:
+    return pa.array(values, pa.utf8())
+
+
+def one(prompt: str | None, *fields: tuple[str, str | None, bool]) -> list[str]:
+    window = render(
+        strings(prompt),
+        [strings(value) for _, value, _ in fields],
+        [FieldSpec(name, json=is_json) for name, _, is_json in fields],
+    )
+    return window.texts(0)
+
+
+def test_prompt_and_fields_are_one_line_each() -> None:
+    assert one("Is it good?", ("title", 'The "Thing"', False), ("year", "1982", True)) == [
+        "Is it good?\n",
+        'title: "The \\"Thing\\""\n',
+        "year: 1982\n",
+    ]
+
+
+def test_newlines_in_values_are_escaped_and_other_characters_kept() -> None:
+    assert one("p", ("x", "a\nb\r\n\tü €", False))[1] == 'x: "a\\nb\\r\\n\\tü €"\n'
+
+
+def test_null_field_is_json_null() -> None:
+    assert one("p", ("a", None, False), ("b", "1", True)) == ["p\n", "a: null\n", "b: 1\n"]
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("a_1", "a_1: "),
+        ("größe", "größe: "),
+        ("movie title", '"movie title": '),
+        ("1st", '"1st": '),
+        ("a:\n", '"a:\\n": '),
+    ],
+)
+def test_a_name_that_is_no_word_is_quoted(name: str, start: str) -> None:
+    assert one("p", (name, "v", False))[1] == f'{start}"v"\n'
+
+
+@pytest.mark.parametrize("prompt", ["p", "p\n", "p \n\n", "p  "])
+def test_the_prompt_ends_in_one_newline_before_fields(prompt: str) -> None:
+    assert one(prompt, ("a", "v", False))[0] == "p\n"
+
+
+def test_without_fields_the_prompt_stands_alone_unchanged() -> None:
+    assert one("two lines\n \n") == ["two lines\n \n"]
+
+
+def test_a_blank_prompt_leaves_only_the_fields() -> None:
+    assert one("  \n", ("a", "v", False)) == ["", 'a: "v"\n']
+
+
+def test_rows_without_a_call() -> None:
+    window = render(
+        strings("p", None, "p", "p", ""),
+        [strings("a", "a", None, None, "a"), strings("1", "1", "2", None, None)],
+        SPECS,
+    )
+    assert window.asks.tolist() == [True, False, True, False, True]
+
+
+def test_a_prompt_without_fields_needs_only_itself() -> None:
+    assert render(strings("p", None), [], []).asks.tolist() == [True, False]
+
+
+def test_null_and_json_null_are_the_same_segment() -> None:
+    window = render(strings("p", "p"), [strings("x", "x"), strings(None, "null")], SPECS)
+    assert window.codes[0].tolist() == window.codes[1].tolist()
+
+
+values = st.one_of(st.none(), st.text(max_size=8))
+
+
+@given(st.lists(st.tuples(values, values, values), max_size=20))
+def test_each_row_renders_as_it_would_alone(rows: list[tuple[str | None, str | None, str | None]]) -> None:
+    columns = [strings(*(row[i] for row in rows)) for i in range(3)]
+    specs = [FieldSpec("a"), FieldSpec("the b")]
+    window = render(columns[0], columns[1:], specs)
+    for number, (prompt, a, b) in enumerate(rows):
+        asks = prompt is not None and not (a is None and b is None)
+        assert bool(window.asks[number]) == asks
+        if asks:
+            assert window.texts(number) == one(prompt, ("a", a, False), ("the b", b, False))
+            assert json.loads(window.texts(number)[1].removeprefix("a: ")) == a
+
+
+@given(st.lists(st.tuples(values, values), min_size=1, max_size=20))
+def test_segments_can_be_cut(rows: list[tuple[str | None, str | None]]) -> None:
+    window = render(
+        strings(*("p" for _ in rows)), [strings(*c) for c in zip(*rows, strict=True)], SPECS[:1] * 2
+    )
+    for row in range(len(rows)):
+        for left, right in zip(window.texts(row), window.texts(row)[1:], strict=False):
+            assert left.endswith("\n")
+            assert not left[-2].isspace()
+            assert not right[0].isspace()
+
+
+@given(st.lists(st.tuples(st.text(max_size=3), st.text(max_size=3)), min_size=1, max_size=20))
+def test_codes_compare_as_texts(rows: list[tuple[str, str]]) -> None:
+    window = render(strings(*(r[0] for r in rows)), [strings(*(r[1] for r in rows))], SPECS[:1])
+    texts = window.dictionary.to_pylist()
+    assert texts == sorted(set(texts))
+
+
+def requests_of(window: RenderedWindow, rows: list[int], seed: int | None = None) -> pa.RecordBatch:
+    return request_batch(window, np.array(rows, np.int64), 100, seed)
+
+
+def test_request_batch_holds_only_the_segments_of_its_rows() -> None:
+    window = render(strings("p", "p", "q"), [strings("a", "b", "c")], SPECS[:1])
+    batch = requests_of(window, [1, 0])
+    assert batch.schema == REQUEST_SCHEMA
+    batch.validate(full=True)
+    assert batch["id"].to_pylist() == [100, 101]
+    assert batch["segments"].to_pylist() == [["p\n", 'title: "b"\n'], ["p\n", 'title: "a"\n']]
+    assert sorted(batch["segments"].values.dictionary.to_pylist()) == [
+        "p\n",
+        'title: "a"\n',
+        'title: "b"\n',
+    ]
+    assert batch["seed"].null_count == 2
+
+
+def test_seeds_depend_on_seed_and_segments_only() -> None:
+    window = render(strings("p", "p", "p"), [strings("a", "b", "a")], SPECS[:1])
+    first = requests_of(window, [0, 1, 2], seed=7)["seed"].to_pylist()
+    assert first[0] == first[2] == row_seed(7, ["p\n", 'title: "a"\n'])
+    assert first[0] != first[1]
+    assert requests_of(window, [1], seed=7)["seed"].to_pylist() == [first[1]]
+    assert requests_of(window, [1], seed=8)["seed"].to_pylist() != [first[1]]
+    assert all(0 <= seed < 2**63 for seed in first)
+    assert row_seed(7, ["ab", "c"]) != row_seed(7, ["a", "bc"])
+
+
+def test_an_empty_window() -> None:
+    window = render(strings(), [strings()], SPECS[:1])
+    assert window.codes.shape == (0, 2)
+    assert requests_of(window, []).num_rows == 0
