@@ -1,0 +1,44 @@
+"""From logits to tokens: greedy, or temperature with top-k and top-p from a seed of the row.
+
+A draw depends on the row's seed and the token's position only (Philox, a counter-based generator), so that
+batch, chunking and preemption do not change it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spark_llm.engine.scheduling.row import Row
+
+
+def sample(logits: Tensor, rows: Sequence[Row]) -> list[int]:
+    """The next token of each row. logits: [len(rows), vocabulary], float32."""
+    tokens: list[int] = logits.argmax(-1).tolist()
+    for i, row in enumerate(rows):
+        if row.request.params.temperature > 0:
+            tokens[i] = _draw(logits[i], row)
+    return tokens
+
+
+def _draw(logits: Tensor, row: Row) -> int:
+    params = row.request.params
+    if row.request.seed is None:
+        row.request.seed = secrets.randbits(63)  # kept: a recomputed row repeats its draws
+    scaled = logits / params.temperature
+    if params.top_k or params.top_p < 1:
+        scaled, ids = scaled.topk(min(params.top_k or len(scaled), len(scaled)))
+    else:
+        ids = torch.arange(len(scaled))
+    probabilities = scaled.double().softmax(-1)
+    cumulative = probabilities.cumsum(-1)
+    if params.top_p < 1:  # the smallest set of tokens whose probability reaches top_p
+        keep = int(torch.searchsorted(cumulative, params.top_p)) + 1
+        cumulative, ids = cumulative[:keep], ids[:keep]
+    generator = np.random.Generator(np.random.Philox(key=row.request.seed, counter=len(row.output)))
+    at = int(torch.searchsorted(cumulative, float(cumulative[-1]) * generator.random(), right=True))
+    return int(ids[min(at, len(ids) - 1)])

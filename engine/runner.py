@@ -1,0 +1,50 @@
+"""Runs a planned step: lays its rows out flat, one forward pass, one token for each row that lacks no more."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from spark_llm.engine.model.attention import StepAttention
+from spark_llm.engine.model.blocks import plan_attention, slots
+from spark_llm.engine.model.decoder import Decoder, KVPool, StepBatch, as_index
+from spark_llm.engine.model.sampling import sample
+from spark_llm.engine.scheduling.scheduler import StepPlan
+
+
+class Runner:
+    """A decoder and its K/V pool. cascade False: shared prefixes are read once per row (the plain path)."""
+
+    def __init__(self, decoder: Decoder, pool: KVPool, page_size: int, *, cascade: bool = True) -> None:
+        self.decoder = decoder
+        self.pool = pool
+        self.page_size = page_size
+        self.cascade = cascade
+
+    def run(self, plan: StepPlan) -> dict[int, int]:
+        """Request id -> next token, for the rows of the plan that sample."""
+        sampling = [s.row for s in plan.rows if s.samples]
+        logits = self.decoder.forward(self._batch(plan), self.pool)
+        return dict(zip((row.request.id for row in sampling), sample(logits, sampling), strict=True))
+
+    def _batch(self, plan: StepPlan) -> StepBatch:
+        rows, config = plan.rows, self.decoder.config
+        offsets = np.concatenate([[0], np.cumsum([s.count for s in rows])]).astype(np.int64)
+        attention = plan_attention(rows, offsets, self.page_size, cascade=self.cascade)
+        return StepBatch(
+            tokens=as_index(np.concatenate([s.row.tokens[s.start : s.start + s.count] for s in rows])),
+            positions=as_index(np.concatenate([np.arange(s.start, s.start + s.count) for s in rows])),
+            slots=as_index(np.concatenate([slots(s.row, s.start, s.start + s.count, self.page_size) for s in rows])),
+            last=as_index(np.array([end - 1 for s, end in zip(rows, offsets[1:], strict=True) if s.samples])),
+            attention=StepAttention(
+                attention, config.num_heads, config.num_kv_heads, config.head_dim, self.decoder.dtype
+            ),
+        )
+
+
+def poison(pool: KVPool, free: np.ndarray, page_size: int) -> None:  # type: ignore[type-arg]
+    """Fill free pages with NaN (tests): whoever reads a page that is not his gets NaN answers."""
+    at = (free[:, None].astype(np.int64) * page_size + np.arange(page_size)).reshape(-1)
+    index = torch.from_numpy(at)
+    pool.k[:, index] = float("nan")
+    pool.v[:, index] = float("nan")
