@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import mmap
 import re
 import struct
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ _GLOBAL_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """Where a tensor lies. shape is in Hugging Face's order (rows first); offset is in bytes from the file's start."""
+    """Where a tensor lies: shape in Hugging Face's order (rows first), offset in bytes in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -90,8 +91,7 @@ def open_gguf(path: Path) -> GgufFile:
 @functools.lru_cache(maxsize=2)
 def _open(path: Path, size: int, _mtime: int) -> GgufFile:
     with path.open("rb") as file:
-        data = np.memmap(file, np.uint8, "r") if size else b""
-        cursor = _Cursor(memoryview(data))
+        cursor = _Cursor(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
         magic, version, tensor_count, kv_count = cursor.scalars("4sIQQ")
         if magic != b"GGUF" or version not in (2, 3):
             raise _corrupt(path, "it is not a little-endian GGUF file of version 2 or 3")
@@ -106,7 +106,6 @@ def _open(path: Path, size: int, _mtime: int) -> GgufFile:
             headers.append((name, dims, *cursor.scalars("IQ")))
         alignment = int(metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT))
         start = -(-cursor.position // alignment) * alignment
-        del cursor
     tensors = {name: _tensor(path, size, start, name, *rest) for name, *rest in headers}
     return GgufFile(path, metadata, tensors)
 
@@ -130,7 +129,7 @@ def _tensor(
 class _Cursor:
     """Reads little-endian values one after the other."""
 
-    def __init__(self, data: memoryview) -> None:
+    def __init__(self, data: mmap.mmap | bytes) -> None:
         self._data = data
         self.position = 0
 
@@ -148,7 +147,7 @@ class _Cursor:
         end = self.position + length
         if end > len(self._data):
             raise IndexError(end)
-        text = bytes(self._data[self.position : end]).decode("utf-8")
+        text = self._data[self.position : end].decode("utf-8")
         self.position = end
         return text
 
@@ -167,7 +166,7 @@ class _Cursor:
 
 
 def hugging_face_name(name: str) -> str | None:
-    """``blk.3.attn_q.weight`` -> ``model.layers.3.self_attn.q_proj.weight``; None for a name without a match."""
+    """``blk.3.attn_q.weight`` -> ``model.layers.3.self_attn.q_proj.weight``; None for an unknown name."""
     if found := re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name):
         layer, part, kind = found.groups()
         return f"model.layers.{layer}.{_LAYER_NAMES[part]}.{kind}" if part in _LAYER_NAMES else None

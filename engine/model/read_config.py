@@ -45,7 +45,7 @@ def load_config(source: ModelSource) -> ModelConfig:
 
 
 def read_json(path: Path, name: str) -> dict[str, Any] | None:
-    """The object in ``path``, None where there is no such file. Raises LLM_MODEL_CORRUPT when it is not JSON."""
+    """The object in ``path``, None where there is no such file. Raises LLM_MODEL_CORRUPT for broken JSON."""
     try:
         value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
