@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spark_llm.call import FieldSpec
 from spark_llm.engine.service.protocol import REQUEST_SCHEMA
-from spark_llm.prompt import RenderedWindow, render, request_batch, row_seed
+from spark_llm.prompt import RenderedWindow, render, request_batch
 
 SPECS = (FieldSpec("title"), FieldSpec("year", json=True))
 
@@ -95,6 +95,7 @@ values = st.one_of(st.none(), st.text(max_size=8))
 
 
 @given(st.lists(st.tuples(values, values, values), max_size=20))
+@settings(deadline=None)
 def test_each_row_renders_as_it_would_alone(rows: list[tuple[str | None, str | None, str | None]]) -> None:
     columns = [strings(*(row[i] for row in rows)) for i in range(3)]
     specs = [FieldSpec("a"), FieldSpec("the b")]
@@ -108,10 +109,9 @@ def test_each_row_renders_as_it_would_alone(rows: list[tuple[str | None, str | N
 
 
 @given(st.lists(st.tuples(values, values), min_size=1, max_size=20))
+@settings(deadline=None)
 def test_segments_can_be_cut(rows: list[tuple[str | None, str | None]]) -> None:
-    window = render(
-        strings(*("p" for _ in rows)), [strings(*c) for c in zip(*rows, strict=True)], SPECS[:1] * 2
-    )
+    window = render(strings(*("p" for _ in rows)), [strings(*c) for c in zip(*rows, strict=True)], SPECS[:1] * 2)
     for row in range(len(rows)):
         for left, right in zip(window.texts(row), window.texts(row)[1:], strict=False):
             assert left.endswith("\n")
@@ -120,6 +120,7 @@ def test_segments_can_be_cut(rows: list[tuple[str | None, str | None]]) -> None:
 
 
 @given(st.lists(st.tuples(st.text(max_size=3), st.text(max_size=3)), min_size=1, max_size=20))
+@settings(deadline=None)
 def test_codes_compare_as_texts(rows: list[tuple[str, str]]) -> None:
     window = render(strings(*(r[0] for r in rows)), [strings(*(r[1] for r in rows))], SPECS[:1])
     texts = window.dictionary.to_pylist()
@@ -148,12 +149,22 @@ def test_request_batch_holds_only_the_segments_of_its_rows() -> None:
 def test_seeds_depend_on_seed_and_segments_only() -> None:
     window = render(strings("p", "p", "p"), [strings("a", "b", "a")], SPECS[:1])
     first = requests_of(window, [0, 1, 2], seed=7)["seed"].to_pylist()
-    assert first[0] == first[2] == row_seed(7, ["p\n", 'title: "a"\n'])
-    assert first[0] != first[1]
+    assert first[0] == first[2] != first[1]
     assert requests_of(window, [1], seed=7)["seed"].to_pylist() == [first[1]]
     assert requests_of(window, [1], seed=8)["seed"].to_pylist() != [first[1]]
+    other = render(strings("q", "p"), [strings("c", "b")], SPECS[:1])
+    assert requests_of(other, [1], seed=7)["seed"].to_pylist() == [first[1]]
     assert all(0 <= seed < 2**63 for seed in first)
-    assert row_seed(7, ["ab", "c"]) != row_seed(7, ["a", "bc"])
+
+
+@given(st.lists(st.tuples(st.text(max_size=3), st.text(max_size=3)), max_size=20))
+@settings(deadline=None)
+def test_keys_are_equal_exactly_for_equal_rows(rows: list[tuple[str, str]]) -> None:
+    window = render(strings(*(r[0] for r in rows)), [strings(*(r[1] for r in rows))], SPECS[:1])
+    keys = window.keys(np.arange(len(rows)))
+    for i in range(len(rows)):
+        for j in range(i):
+            assert (keys[i] == keys[j]) == (window.texts(i) == window.texts(j))
 
 
 def test_an_empty_window() -> None:
