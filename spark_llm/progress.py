@@ -148,7 +148,7 @@ class Rate:
         """Take note of the totals at the time ``now``, in seconds."""
         self._first = self._first or (now, rows)
         self._samples.append((now, rows, tokens))
-        while self._samples[0][0] < now - RATE_SECONDS:
+        while len(self._samples) > 2 and self._samples[1][0] <= now - RATE_SECONDS:
             self._samples.popleft()
         seconds = now - self._samples[0][0]
         if seconds > 0:
