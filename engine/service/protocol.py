@@ -2,7 +2,13 @@
 
 A stream is one Flight DoExchange: the descriptor's command is a JSON ``StreamOpen``; the task sends record
 batches of ``REQUEST_SCHEMA`` (a window each) and gets batches of ``ANSWER_SCHEMA`` in the order in which rows
-finish. Closing the stream cancels what is unanswered.
+finish. The engine sends its schema as soon as it has taken the stream in. Closing the stream cancels what is
+unanswered; half-closing it (done writing) does not. What stops the whole stream comes as a message without rows
+whose metadata is a JSON ``StreamFailure``.
+
+Each request batch may bring its own dictionary: Arrow's stream format replaces dictionaries, also nested ones
+(tried with pyarrow 18 and 26), and sends one again only if it has changed. A batch travels with its whole
+dictionary, so build each window's from the segments of that window.
 """
 
 from __future__ import annotations
@@ -57,9 +63,17 @@ class StreamOpen(msgspec.Struct, frozen=True, kw_only=True):
     reuse: bool = True
 
 
+class StreamFailure(msgspec.Struct, frozen=True):
+    """An LlmError that ends a stream, for example of a chat template that cannot be rendered."""
+
+    condition: str
+    parameters: dict[str, str]
+
+
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What the ``status`` action answers; counters are totals since the engine started.
 
+    owner: pid of the process whose end ends the engine (the executor's JVM).
     tokens_per_second: computed prompt + output tokens over the last few seconds.
     """
 
@@ -67,6 +81,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     dtype: str
     uptime: float
+    owner: int = 0
     rows_received: int = 0
     rows_answered: int = 0
     prompt_tokens: int = 0

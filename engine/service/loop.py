@@ -1,0 +1,188 @@
+"""The one thread that owns the engine: takes rows and cancellations from streams, steps, hands answers back.
+
+Streams talk to it through a queue only; the engine itself is never touched by another thread.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from spark_llm.engine.request import Completion, Request
+from spark_llm.engine.service.protocol import EngineStatus
+
+if TYPE_CHECKING:
+    from spark_llm.engine.core import Engine
+
+log = logging.getLogger("loop")
+
+RATE_SECONDS = 5.0  # tokens per second are those of the last few seconds
+KEPT_QUERIES = 256  # finished queries whose counts the status still tells
+
+
+@dataclass(eq=False)
+class Stream:
+    """One exchange as the loop sees it. ``rows`` maps the engine's ids to the stream's; only the loop touches it.
+
+    outbox: lists of (row id, Completion), to be written to the client.
+    """
+
+    query: str = ""
+    outbox: queue.SimpleQueue[list[tuple[int, Completion]]] = field(default_factory=queue.SimpleQueue)
+    rows: dict[int, int] = field(default_factory=dict)
+    closed: bool = False
+
+
+class EngineLoop:
+    """Runs ``engine`` in a thread until the process ends. ``on_fatal`` is told the error that no step can recover from."""
+
+    def __init__(self, engine: Engine, on_fatal: Callable[[BaseException], None]) -> None:
+        self._engine = engine
+        self._on_fatal = on_fatal
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._ids = itertools.count()
+        self._streams: dict[int, Stream] = {}  # engine id -> the stream that asked
+        self._rows_received = self._rows_answered = 0
+        self._queries: dict[str, list[int]] = {}
+        self._rate: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+        self._stats = engine.stats()
+        self._started = time.monotonic()
+        self._open_streams = 0
+        self._idle_since: float | None = self._started
+        self._lock = threading.Lock()  # of the count of streams
+
+    def start(self) -> None:
+        """Starts the thread; from now on the engine is its own."""
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
+
+    # ---- called by the threads of streams
+
+    def next_id(self) -> int:
+        """An id for a Request that no other has."""
+        return next(self._ids)
+
+    def open(self, stream: Stream) -> None:
+        with self._lock:
+            self._open_streams += 1
+            self._idle_since = None
+        self._inbox.put(lambda: self._count(stream.query, 0, 0))
+
+    def submit(self, stream: Stream, rows: list[int], requests: list[Request]) -> None:
+        """Gives ``requests`` to the engine; ``rows`` are the stream's own ids of them."""
+        self._inbox.put(lambda: self._add(stream, rows, requests))
+
+    def close(self, stream: Stream) -> None:
+        """Forgets the stream and cancels its rows before the next step."""
+        stream.closed = True
+        with self._lock:
+            self._open_streams -= 1
+            self._idle_since = time.monotonic() if self._open_streams == 0 else None
+        self._inbox.put(lambda: self._cancel(stream))
+
+    def idle_seconds(self) -> float:
+        """How long no stream has been open."""
+        with self._lock:
+            return 0.0 if self._idle_since is None else time.monotonic() - self._idle_since
+
+    def status(self, pid: int, owner: int) -> EngineStatus:
+        """A snapshot from after the latest step."""
+        stats, rate = self._stats, list(self._rate)
+        now = time.monotonic()
+        recent = [point for point in rate if now - point[0] <= RATE_SECONDS] or rate[-1:]
+        span = now - recent[0][0]
+        return EngineStatus(
+            pid=pid,
+            owner=owner,
+            model=self._engine.model_config.name,
+            dtype=self._engine.dtype,
+            uptime=now - self._started,
+            rows_received=self._rows_received,
+            rows_answered=self._rows_answered,
+            prompt_tokens=stats.prompt_tokens,
+            cached_tokens=stats.cached_tokens,
+            computed_tokens=stats.computed_tokens,
+            output_tokens=stats.output_tokens,
+            tokens_per_second=(rate[-1][1] - recent[0][1]) / span if span > 0 else 0.0,
+            waiting=stats.waiting,
+            running=stats.running,
+            free_pages=stats.free_pages,
+            total_pages=stats.total_pages,
+            streams=self._open_streams,
+            forward_seconds=stats.forward_seconds,
+            step_seconds=stats.step_seconds,
+            queries={query: (counts[0], counts[1]) for query, counts in list(self._queries.items())},
+        )
+
+    # ---- the engine's thread
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._take_messages()
+                if self._engine.has_work():
+                    self._dispatch(self._engine.step())
+                self._publish()
+        except BaseException as error:
+            log.exception("the engine's thread failed; the process ends")
+            self._on_fatal(error)
+
+    def _take_messages(self) -> None:
+        """All that waits in the inbox; blocks while there is nothing else to do."""
+        if not self._engine.has_work():
+            self._inbox.get()()
+        while True:
+            try:
+                message = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            message()
+
+    def _add(self, stream: Stream, rows: list[int], requests: list[Request]) -> None:
+        if stream.closed:
+            return
+        self._count(stream.query, len(rows), 0)
+        for row, request in zip(rows, requests, strict=True):
+            stream.rows[request.id] = row
+            self._streams[request.id] = stream
+            self._engine.add(request)
+
+    def _cancel(self, stream: Stream) -> None:
+        if stream.rows:
+            log.info("cancelled rows=%d query=%r", len(stream.rows), stream.query)
+            self._engine.cancel(list(stream.rows))
+        for engine_id in stream.rows:
+            del self._streams[engine_id]
+        stream.rows.clear()
+
+    def _dispatch(self, completions: list[Completion]) -> None:
+        answers: dict[Stream, list[tuple[int, Completion]]] = {}
+        for completion in completions:
+            stream = self._streams.pop(completion.id, None)
+            if stream is not None:  # None: cancelled, but the engine had already refused it
+                answers.setdefault(stream, []).append((stream.rows.pop(completion.id), completion))
+        for stream, answered in answers.items():
+            self._count(stream.query, 0, len(answered))
+            stream.outbox.put(answered)
+
+    def _count(self, query: str, received: int, answered: int) -> None:
+        self._rows_received += received
+        self._rows_answered += answered
+        counts = self._queries.pop(query, [0, 0])  # last used last
+        self._queries[query] = [counts[0] + received, counts[1] + answered]
+        if len(self._queries) > KEPT_QUERIES:
+            del self._queries[next(iter(self._queries))]
+
+    def _publish(self) -> None:
+        self._stats = self._engine.stats()
+        now = time.monotonic()
+        if now - self._rate[-1][0] >= RATE_SECONDS / 20:
+            self._rate.append((now, self._stats.computed_tokens + self._stats.output_tokens))
+            while now - self._rate[0][0] > RATE_SECONDS and len(self._rate) > 1:
+                self._rate.popleft()

@@ -1,0 +1,87 @@
+"""The engine process: loads the model, then serves it until its owner ends. Started by ``launch`` with one argument."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import msgspec
+
+from spark_llm.engine.config import EngineSpec
+from spark_llm.engine.service.folder import EngineFolder, Failure
+from spark_llm.engine.service.launch import Order
+from spark_llm.engine.service.watch import Life
+from spark_llm.errors import LlmError
+
+if TYPE_CHECKING:
+    from spark_llm.engine.core import Engine
+
+log = logging.getLogger("main")
+
+# stream threads must not make the engine's thread wait for the interpreter lock for the usual 5 ms
+_SWITCH_SECONDS = 0.0005
+
+
+def load_engine(spec: EngineSpec) -> Engine:
+    from spark_llm.engine.core import Engine  # imports torch: after the watch over the owner has begun
+
+    return Engine.load(spec)
+
+
+def main(load: Callable[[EngineSpec], Engine] = load_engine) -> NoReturn:
+    """Runs the process to its end; never returns. ``load`` makes the engine."""
+    order = msgspec.json.decode(sys.argv[1], type=Order)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    folder = EngineFolder(Path(order.folder))
+    life = Life(folder, order.owner, order.socket)
+    life.handle_signals()
+    life.watch_owner()
+    log.info("engine pid=%d owner=%d spec=%s", os.getpid(), order.owner.pid, order.spec)
+    _lift_limits()
+    try:
+        _serve(order, load, life)
+    except LlmError as error:
+        folder.write_failure(Failure.of(error))
+        log.error("%s", error)
+        life.end("it cannot start", code=2)
+    except BaseException:
+        log.exception("the engine failed")
+        life.end("it failed", code=1)
+
+
+def _serve(order: Order, load: Callable[[EngineSpec], Engine], life: Life) -> NoReturn:
+    begun = time.monotonic()
+    engine = load(order.spec)
+    from spark_llm.engine.service.loop import EngineLoop
+    from spark_llm.engine.service.server import EngineServer
+
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    loop = EngineLoop(engine, on_fatal=lambda error: life.end(f"{type(error).__name__}: {error}", code=1))
+    loop.start()
+    # the server is reachable from here on: an engine that answers is ready
+    with EngineServer(order.socket, loop, engine.text, order.owner.pid, end=lambda: life.end("shutdown action")):
+        seconds = time.monotonic() - begun
+        log.info("ready after %.1f s: %s %s", seconds, engine.model_config.name, engine.dtype)
+        life.stay(loop.idle_seconds, order.spec.idle_timeout)
+
+
+def _lift_limits() -> None:
+    """Takes back what ``spark.executor.pyspark.memory`` set for the worker that started this process."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    if hard != resource.RLIM_INFINITY:
+        log.warning(
+            "the address space is limited to %.1f GB (spark.executor.pyspark.memory or ulimit -v): "
+            "loading fails if the model needs more",
+            hard / 1e9,
+        )
+
+
+if __name__ == "__main__":
+    main()

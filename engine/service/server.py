@@ -1,0 +1,211 @@
+"""The Flight server of an engine process: one exchange is one stream of a task; actions ``status`` and ``shutdown``."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+import pyarrow as pa
+import pyarrow.flight as flight
+
+from spark_llm.engine.request import Completion, FinishReason, Request
+from spark_llm.engine.service.loop import EngineLoop, Stream
+from spark_llm.engine.service.protocol import ANSWER_SCHEMA, PROTOCOL_VERSION, StreamFailure, StreamOpen
+from spark_llm.errors import LlmError
+
+if TYPE_CHECKING:
+    from spark_llm.engine.text.pipeline import TextPipeline
+
+log = logging.getLogger("server")
+
+_POLL_SECONDS = 0.02  # how long a vanished client may go unnoticed while there is nothing to write
+
+
+class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
+    """Serves ``loop``'s engine on the Unix socket ``socket``, from construction on.
+
+    The socket's folder decides who may connect. ``end`` is called for the ``shutdown`` action.
+    """
+
+    def __init__(self, socket: str, loop: EngineLoop, text: TextPipeline, owner: int, end: Callable[[], None]) -> None:
+        self._loop = loop
+        self._text = text
+        self._owner = owner
+        self._end = end
+        super().__init__(f"grpc+unix://{socket}")
+
+    def do_action(self, context: flight.ServerCallContext, action: flight.Action) -> list[flight.Result]:
+        if action.type == "status":
+            status = self._loop.status(os.getpid(), self._owner)
+            return [flight.Result(pa.py_buffer(msgspec.json.encode(status)))]
+        if action.type == "shutdown":
+            threading.Timer(0.1, self._end).start()  # after the answer is out
+            return [flight.Result(pa.py_buffer(b"{}"))]
+        raise flight.FlightServerError(f"unknown action {action.type!r}; known are status, shutdown")
+
+    def list_actions(self, context: flight.ServerCallContext) -> list[tuple[str, str]]:
+        return [("status", "EngineStatus as JSON"), ("shutdown", "end the process")]
+
+    def do_exchange(
+        self,
+        context: flight.ServerCallContext,
+        descriptor: flight.FlightDescriptor,
+        reader: flight.MetadataRecordBatchReader,
+        writer: flight.MetadataRecordBatchWriter,
+    ) -> None:
+        writer.begin(ANSWER_SCHEMA)
+        try:
+            header = _header(descriptor.command)
+        except LlmError as error:
+            _fail(writer, error)
+            return
+        stream = Stream(query=header.query)
+        self._loop.open(stream)
+        requests = _Requests(self._loop, self._text, header, stream, reader)
+        requests.start()
+        try:
+            self._answer(context, header, stream, requests, writer)
+        except (flight.FlightError, pa.ArrowException, OSError):
+            log.info("the client of query=%r went away", header.query)
+        except Exception as error:
+            log.exception("a stream of query=%r failed", header.query)
+            _fail(writer, LlmError("LLM_INVALID_REQUEST", reason=f"{type(error).__name__}: {error}"))
+        finally:
+            self._loop.close(stream)
+            requests.join()  # the reader dies with this call, and a closed stream ends it
+
+    def _answer(
+        self,
+        context: flight.ServerCallContext,
+        header: StreamOpen,
+        stream: Stream,
+        requests: _Requests,
+        writer: flight.MetadataRecordBatchWriter,
+    ) -> None:
+        answered = 0
+        while not context.is_cancelled():
+            if requests.error is not None:
+                _fail(writer, requests.error)
+                return
+            if requests.done and answered == requests.rows:
+                return
+            answers = _take(stream.outbox)
+            if answers:
+                writer.write_batch(_answer_batch(self._text, header, answers))
+                answered += len(answers)
+
+
+class _Requests(threading.Thread):
+    """Reads a stream's requests, tokenises them and passes them to the engine's loop.
+
+    rows: rows passed on so far. done: the client sends no more. error: why reading stopped early.
+    """
+
+    def __init__(
+        self,
+        loop: EngineLoop,
+        text: TextPipeline,
+        header: StreamOpen,
+        stream: Stream,
+        reader: flight.MetadataRecordBatchReader,
+    ) -> None:
+        super().__init__(name="requests", daemon=True)
+        self._loop = loop
+        self._text = text
+        self._header = header
+        self._stream = stream
+        self._reader = reader
+        self.rows = 0
+        self.done = False
+        self.error: LlmError | None = None
+
+    def run(self) -> None:
+        try:
+            while not self._stream.closed:
+                self._pass_on(self._reader.read_chunk().data)
+        except StopIteration:
+            self.done = True
+        except LlmError as error:
+            self.error = error
+        except Exception as error:
+            log.exception("requests of query=%r cannot be read", self._header.query)
+            self.error = LlmError("LLM_INVALID_REQUEST", reason=f"{type(error).__name__}: {error}")
+        self._stream.outbox.put([])  # wakes the writer
+
+    def _pass_on(self, batch: pa.RecordBatch) -> None:
+        header, loop = self._header, self._loop
+        prompts, instruction_tokens = self._text.encode(header, batch)
+        is_stopped = self._text.stop_checker(header.params.stop)
+        requests = [
+            Request(
+                id=loop.next_id(),
+                prompt=prompt,
+                params=header.params,
+                client=header.client,
+                instruction_tokens=tokens,
+                seed=seed,
+                is_stopped=is_stopped,
+                reuse=header.reuse,
+            )
+            for prompt, tokens, seed in zip(
+                prompts, instruction_tokens.tolist(), batch.column("seed").to_pylist(), strict=True
+            )
+        ]
+        self.rows += len(requests)
+        loop.submit(self._stream, batch.column("id").to_pylist(), requests)
+
+
+def _header(command: bytes) -> StreamOpen:
+    try:
+        header = msgspec.json.decode(command, type=StreamOpen)
+    except msgspec.DecodeError as error:
+        raise LlmError("LLM_INVALID_REQUEST", reason=f"the header of the stream is malformed: {error}") from error
+    if header.version != PROTOCOL_VERSION:
+        reason = f"it speaks protocol {header.version}, the engine {PROTOCOL_VERSION}: use one version of spark-llm"
+        raise LlmError("LLM_INVALID_REQUEST", reason=reason)
+    return header
+
+
+def _fail(writer: flight.MetadataRecordBatchWriter, error: LlmError) -> None:
+    failure = StreamFailure(error.condition, error.parameters)
+    try:
+        writer.write_metadata(msgspec.json.encode(failure))
+    except (flight.FlightError, pa.ArrowException, OSError):
+        log.info("no client left to tell: %s", error)
+
+
+def _take(outbox: queue.SimpleQueue[list[tuple[int, Completion]]]) -> list[tuple[int, Completion]]:
+    """All answers that are ready; waits a moment if there are none."""
+    answers: list[tuple[int, Completion]] = []
+    with contextlib.suppress(queue.Empty):
+        answers += outbox.get(timeout=_POLL_SECONDS)
+        while True:
+            answers += outbox.get_nowait()
+    return answers
+
+
+def _answer_batch(text: TextPipeline, header: StreamOpen, answers: list[tuple[int, Completion]]) -> pa.RecordBatch:
+    rows = [completion for _, completion in answers]
+    good = [completion for completion in rows if completion.finish_reason != FinishReason.ERROR]
+    texts = iter(text.decode([completion.output for completion in good], header.params.stop))
+    columns = [
+        [row for row, _ in answers],
+        [None if c.finish_reason == FinishReason.ERROR else next(texts) for c in rows],
+        [str(c.finish_reason) for c in rows],
+        [None if c.error is None else str(LlmError(c.error[0], **c.error[1])) for c in rows],
+        [c.prompt_tokens for c in rows],
+        [c.instruction_tokens for c in rows],
+        [c.cached_tokens for c in rows],
+        [min(c.cached_tokens, c.instruction_tokens) for c in rows],
+        [c.computed_tokens for c in rows],
+        [c.recomputed_tokens for c in rows],
+        [len(c.output) for c in rows],
+    ]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, ANSWER_SCHEMA, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=ANSWER_SCHEMA)
