@@ -1,0 +1,361 @@
+"""The ``spark.llm.*`` configuration: one typed table, which is the dataclass ``LlmConf``.
+
+Each field is one key with its default, its kind and its documentation; parsing, validation, the SQL ``SET``
+surface, ``enable(spark, **options)`` and docs/configuration.md all read this table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from spark_llm.errors import LlmError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from spark_llm.engine.config import EngineSpec
+
+T = TypeVar("T")
+PREFIX = "spark.llm."
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """How a value is written: ``expected`` names it in errors and docs, ``parse`` raises ValueError."""
+
+    expected: str
+    parse: Callable[[str], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One configuration key; ``default`` is the text that a user would write."""
+
+    attribute: str
+    key: str
+    default: str
+    kind: Kind
+    doc: str
+    since: str
+
+    def parse(self, text: str) -> Any:
+        """The typed value of ``text``; LLM_INVALID_CONFIG if it is none."""
+        try:
+            return self.kind.parse(text.strip())
+        except ValueError:
+            raise LlmError("LLM_INVALID_CONFIG", key=self.key, value=repr(text), expected=self.kind.expected) from None
+
+
+def _text(text: str) -> str:
+    if not text:
+        raise ValueError
+    return text
+
+
+def _boolean(text: str) -> bool:
+    return {"true": True, "false": False}[_one_of(text.lower(), ("true", "false"))]
+
+
+def _one_of(text: str, choices: Iterable[str]) -> str:
+    if text not in choices:
+        raise ValueError
+    return text
+
+
+def _whole(text: str, minimum: int) -> int:
+    if not re.fullmatch(r"[+-]?[0-9]+", text) or int(text) < minimum:
+        raise ValueError
+    return int(text)
+
+
+_SIZES: dict[str, int] = {unit: 1024**power for power, unit in enumerate("bkmgtp")}
+_TIMES: dict[str, float] = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"([0-9]+)(?:(b)|([kmgtp])b?)?", text.lower())
+    if not match:
+        raise ValueError
+    return int(match[1]) * _SIZES[match[2] or match[3] or "b"]
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"([0-9]+)(us|ms|s|min|m|h|d)?", text.lower())
+    if not match:
+        raise ValueError
+    return int(match[1]) * _TIMES[match[2] or "s"]
+
+
+TEXT = Kind("a text that is not empty", _text)
+BOOLEAN = Kind("true or false", _boolean)
+SIZE = Kind("a whole number of bytes or a size such as 512m or 2g", _size)
+TIME = Kind("a whole number of seconds or a time such as 500ms, 300s or 5m", _seconds)
+
+
+def _choice(*choices: str) -> Kind:
+    expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
+    return Kind(expected, lambda text: _one_of(text.lower(), choices))
+
+
+def _integer(minimum: int) -> Kind:
+    return Kind(f"a whole number of at least {minimum}", functools.partial(_whole, minimum=minimum))
+
+
+def _key(name: str, kind: Kind, default: str, doc: str, since: str = "0.1.0") -> Any:
+    metadata = {"name": name, "kind": kind, "default": default, "doc": doc, "since": since}
+    return dataclasses.field(default=kind.parse(default), metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlmConf:
+    """The typed values of all ``spark.llm.*`` keys. Sizes are bytes, times are seconds.
+
+    ``task_cores`` is no key: the cores of the executor that this was read in, 0 where it was not read in one.
+    """
+
+    model: str = _key(
+        "model",
+        TEXT,
+        "default",
+        "The model that answers: `default` (the packaged SmolLM2-135M-Instruct), a folder with `config.json` "
+        "and `*.safetensors`, a `.gguf` file, or a Hugging Face id. A call's `model => …` wins over it.",
+    )
+    max_output_length: int = _key(
+        "maxOutputLength",
+        _integer(1),
+        "64",
+        "Most tokens of an answer where the call has no `max_tokens => …`.",
+    )
+    on_error: str = _key(
+        "onError",
+        _choice("null", "fail"),
+        "null",
+        "What a row that cannot be answered (for example a prompt longer than the context) gives: `null` is "
+        "NULL, counted in the report; `fail` ends the query with the row's error.",
+    )
+    window_rows: int = _key(
+        "windowRows",
+        _integer(1),
+        "4096",
+        "Rows that a task folds, orders and sends to the engine at a time. More rows share more prefixes "
+        "and take more memory in the Python worker.",
+    )
+    windows_in_flight: int = _key(
+        "windowsInFlight",
+        _integer(1),
+        "2",
+        "Windows of a task that the engine holds at a time; with 2 it never waits for the next one.",
+    )
+    fold_duplicates: bool = _key(
+        "foldDuplicates",
+        BOOLEAN,
+        "true",
+        "Answer rows of a window with equal arguments once.",
+    )
+    progress: str = _key(
+        "progress",
+        _choice("auto", "true", "false"),
+        "auto",
+        "Show a progress line (rows, tokens per second, time left) while calls run; `auto` shows it on a terminal.",
+    )
+    optimizer_enabled: bool = _key(
+        "optimizer.enabled",
+        BOOLEAN,
+        "true",
+        "Let Catalyst rules change the plan of queries that call llm(). No rule changes a query's result.",
+    )
+    order_rows: bool = _key(
+        "optimizer.orderRows.enabled",
+        BOOLEAN,
+        "true",
+        "Sort the rows of each task by the call's arguments, so that rows with equal prefixes are neighbours.",
+    )
+    dtype: str = _key(
+        "engine.dtype",
+        _choice("auto", "float32", "bfloat16", "float16"),
+        "auto",
+        "Number format of weights and computation; `auto` takes the fastest one that the machine computes in hardware.",
+    )
+    kv_cache_memory: int = _key(
+        "engine.kvCacheMemory",
+        SIZE,
+        "0",
+        "Memory of the key/value cache of one engine, which prompts share; 0 lets the engine choose from the "
+        "free memory.",
+    )
+    max_batch_tokens: int = _key(
+        "engine.maxBatchTokens",
+        _integer(0),
+        "0",
+        "Most tokens that an engine computes in one step; 0 lets the engine choose. (Spark shows the value "
+        "redacted in `SET`, because the name holds the word token.)",
+    )
+    max_running_rows: int = _key(
+        "engine.maxRunningRows",
+        _integer(1),
+        "256",
+        "Most rows that an engine works on at a time.",
+    )
+    page_size: int = _key(
+        "engine.pageSize",
+        _integer(1),
+        "1",
+        "Tokens of a page of the key/value cache. Prompts share whole pages.",
+    )
+    context_length: int = _key(
+        "engine.contextLength",
+        _integer(0),
+        "0",
+        "Most tokens of prompt and answer together; 0 is what the model was made for.",
+    )
+    threads: int = _key(
+        "engine.threads",
+        _integer(0),
+        "0",
+        "CPU threads of one engine; 0 takes as many as the executor has cores.",
+    )
+    idle_timeout: float = _key(
+        "engine.idleTimeout",
+        TIME,
+        "5m",
+        "An engine without work ends after this time and frees its memory; 0 keeps it until its executor ends.",
+    )
+    start_timeout: float = _key(
+        "engine.startTimeout",
+        TIME,
+        "10m",
+        "How long a task waits for an engine to load its model.",
+    )
+    prefix_cache: bool = _key(
+        "engine.prefixCache",
+        BOOLEAN,
+        "true",
+        "Reuse the computed prefix of earlier prompts. Off is for measuring what it saves.",
+    )
+    check_invariants: bool = _key(
+        "engine.checkInvariants",
+        BOOLEAN,
+        "false",
+        "Check the engine's bookkeeping after every step; slow, for finding bugs.",
+    )
+    task_cores: int = 0
+
+    @classmethod
+    def parse(cls, settings: Mapping[str, str]) -> LlmConf:
+        """The configuration in ``settings`` (other keys than ``spark.llm.*`` only say the executor's cores).
+
+        Raises LlmError LLM_UNKNOWN_CONFIG (with the nearest key) or LLM_INVALID_CONFIG.
+        """
+        values: dict[str, Any] = {"task_cores": _executor_cores(settings)}
+        for key, text in settings.items():
+            if key.startswith(PREFIX):
+                entry = entries().get(key) or _unknown(key)
+                values[entry.attribute] = entry.parse(text)
+        return cls(**values)
+
+    def engine_spec(self, model: str | None = None) -> EngineSpec:
+        """What an engine for ``model`` (default: ``spark.llm.model``) is started with on this machine."""
+        from spark_llm.engine.config import EngineSpec
+
+        return EngineSpec(
+            model=model or self.model,
+            dtype=self.dtype,  # type: ignore[arg-type]
+            kv_cache_memory=self.kv_cache_memory,
+            max_batch_tokens=self.max_batch_tokens,
+            max_running_rows=self.max_running_rows,
+            page_size=self.page_size,
+            context_length=self.context_length,
+            threads=self.threads or max(1, min(self.task_cores or _usable_cores(), _usable_cores())),
+            idle_timeout=self.idle_timeout,
+            check_invariants=self.check_invariants,
+        )
+
+
+@functools.cache
+def entries() -> dict[str, Entry]:
+    """All keys in their order: ``spark.llm.…`` -> Entry."""
+    table = {}
+    for field in dataclasses.fields(LlmConf):
+        if field.metadata:
+            about = dict(field.metadata)
+            key = PREFIX + about.pop("name")
+            table[key] = Entry(attribute=field.name, key=key, **about)
+    return table
+
+
+def from_session(spark: SparkSession) -> LlmConf:
+    """The configuration of a session as it is now: ``SET`` and ``spark.conf`` over the session's builder."""
+    return LlmConf.parse(dict(spark.conf.getAll))
+
+
+def from_task() -> LlmConf:
+    """The configuration that the query of the running Spark task was started with; only in a Python worker."""
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    if context is None:
+        raise RuntimeError("from_task() outside of a Spark task")
+    keys = [*entries(), "spark.master", "spark.executor.cores"]
+    found = {key: context.getLocalProperty(key) for key in keys}
+    return LlmConf.parse({key: text for key, text in found.items() if text is not None})
+
+
+def option_settings(options: Mapping[str, Any]) -> dict[str, str]:
+    """Keyword options of ``enable()`` and ``session()`` as ``spark.llm.*`` settings, validated.
+
+    A name is a key (``"spark.llm.engine.dtype"``), a key without its prefix (``"engine.dtype"``) or snake case
+    (``engine_dtype``). A value is text or the Python value; None leaves the key as it is.
+    """
+    names = {name: entry for entry in entries().values() for name in _names(entry.key)}
+    settings = {}
+    for name, value in options.items():
+        entry = names.get(name) or _unknown(name)
+        if value is not None:
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            entry.parse(text)
+            settings[entry.key] = text
+    return settings
+
+
+def _names(key: str) -> tuple[str, str, str]:
+    short = key.removeprefix(PREFIX)
+    return key, short, _snake(short)
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).replace(".", "_").lower()
+
+
+def _unknown(name: str) -> Entry:
+    """Raise LLM_UNKNOWN_CONFIG; the suggestion is written in the style of ``name``."""
+    style = 0 if name.startswith(PREFIX) else 1 if "." in name else 2
+    known = [_names(key)[style] for key in entries()]
+    suggestion = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    raise LlmError("LLM_UNKNOWN_CONFIG", key=name, suggestion=suggestion)
+
+
+def _executor_cores(settings: Mapping[str, str]) -> int:
+    """Cores of one executor as Spark's settings tell them; 0 where they mean all cores of the machine."""
+    master = settings.get("spark.master", "")
+    if match := re.fullmatch(r"local\[([0-9]+)(?:,.*)?\]", master):
+        return int(match[1])
+    if match := re.fullmatch(r"local-cluster\[\s*\d+\s*,\s*(\d+)\s*,\s*\d+\s*\]", master):
+        return int(match[1])
+    if master == "local":
+        return 1
+    if (cores := settings.get("spark.executor.cores", "")).isdigit():
+        return int(cores)
+    # A standalone or local[*] executor takes the whole machine; YARN and Kubernetes give it one core.
+    return 0 if not master or master.startswith(("local[", "spark://")) else 1
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
