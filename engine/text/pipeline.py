@@ -1,0 +1,134 @@
+"""Text in, ids out, and back: everything between the service's record batches and the scheduler's requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+from tokenizers import Tokenizer
+
+from spark_llm.engine.model.read_config import load_config
+from spark_llm.engine.model.source import ModelSource
+from spark_llm.engine.request import TokenIds
+from spark_llm.engine.service.protocol import StreamOpen
+from spark_llm.engine.text.batch import Ints, SegmentBatch
+from spark_llm.engine.text.cuts import CutRule, cut_rule
+from spark_llm.engine.text.segments import SegmentEncoder
+from spark_llm.engine.text.template import ChatFrame, ChatTemplate
+from spark_llm.engine.text.tokenizer import LoadedTokenizer, load_tokenizer
+from spark_llm.engine.text.whole import WholeEncoder
+from spark_llm.errors import LlmError
+
+_CACHE_BYTES = 64 << 20
+_MOST_FRAMES = 64
+
+
+class TextPipeline:
+    """The tokenizer and chat template of one model. Safe to call from several threads.
+
+    cache_bytes: bound of the memory that remembers encoded pieces between batches.
+    Raises LLM_CHAT_TEMPLATE_INVALID for a template that cannot frame a user message.
+    """
+
+    def __init__(self, loaded: LoadedTokenizer, cache_bytes: int = _CACHE_BYTES) -> None:
+        self.name = loaded.name
+        self._tokenizer: Tokenizer = loaded.tokenizer
+        self._cache_bytes = cache_bytes
+        self._template = None
+        if loaded.chat_template is not None:
+            self._template = ChatTemplate(loaded.chat_template, loaded.special_tokens, loaded.name)
+        self._plain = ChatFrame(_put_before_text(self._tokenizer), "", plain=True)
+        self.cut_rule: CutRule | None = cut_rule(self._tokenizer)
+        self._whole: WholeEncoder | None = None
+        self._segments: SegmentEncoder | None = None
+        if self.cut_rule is not None:
+            self._segments = SegmentEncoder(self._tokenizer, self.cut_rule, cache_bytes)
+        self._frames: dict[str | None, ChatFrame] = {}
+        self.frame(None)  # a template that fails, fails when the engine starts
+
+    @classmethod
+    def load(cls, source: ModelSource) -> TextPipeline:
+        """The pipeline of a model.
+
+        Raises LLM_TOKENIZER_MISSING, also when the tokenizer has more tokens than the model, and
+        LLM_CHAT_TEMPLATE_INVALID.
+        """
+        loaded = load_tokenizer(source)
+        tokens = loaded.tokenizer.get_vocab_size(with_added_tokens=False)
+        vocab_size = load_config(source).vocab_size
+        if tokens > vocab_size:
+            reason = f"the tokenizer has {tokens} tokens, the model {vocab_size}"
+            raise LlmError("LLM_TOKENIZER_MISSING", model=source.name, reason=reason)
+        return cls(loaded)
+
+    def frame(self, system: str | None) -> ChatFrame:
+        """The text around a user message. Raises LLM_CHAT_TEMPLATE_INVALID (for example: no system message)."""
+        if system not in self._frames:
+            if len(self._frames) >= _MOST_FRAMES:
+                self._frames.clear()
+            self._frames[system] = self._make_frame(system)
+        return self._frames[system]
+
+    def encode(self, header: StreamOpen, batch: pa.RecordBatch) -> tuple[list[TokenIds], Ints]:
+        """The prompts of a REQUEST_SCHEMA batch, int32 [tokens] each, and int64 [rows] of instruction tokens.
+
+        A row's message is its segments joined, without the newline that ends the last one. Instruction tokens
+        are the leading ones of template and instruction segments.
+        """
+        frame = self.frame(header.system)
+        segments = SegmentBatch.from_arrow(batch.column("segments"))
+        encoder: SegmentEncoder | WholeEncoder
+        if self._segments is not None and self._segments.supports(frame):
+            encoder = self._segments
+        else:
+            self._whole = self._whole or WholeEncoder(self._tokenizer, self._cache_bytes)
+            encoder = self._whole
+        return encoder.encode(frame, segments, header.instruction_segments)
+
+    def decode(self, outputs: Sequence[Sequence[int]], stop: Sequence[str] = ()) -> list[str]:
+        """The answers' texts: without special tokens, cut before the first stop string, outer white space off.
+
+        Models begin or end answers with a space or newline at will; SQL compares with ``= 'yes'``.
+        """
+        texts = self._tokenizer.decode_batch([list(ids) for ids in outputs], skip_special_tokens=True)
+        return [_cut_at(text, stop).strip() for text in texts]
+
+    def stop_checker(self, stop: Sequence[str]) -> Callable[[Sequence[int]], bool] | None:
+        """Says whether the last token of an answer completed a stop string; None when there is none.
+
+        To be asked after every token. Decodes only as many last tokens as the longest stop string has bytes
+        (each token is at least one), and a few more for characters cut at the window's start.
+        """
+        wanted = tuple(text for text in stop if text)
+        if not wanted:
+            return None
+        window = max(len(text.encode()) for text in wanted) + 8
+
+        def is_stopped(output: Sequence[int]) -> bool:
+            text = self._tokenizer.decode(list(output[-window:]), skip_special_tokens=True)
+            return any(end in text for end in wanted)
+
+        return is_stopped
+
+    def _make_frame(self, system: str | None) -> ChatFrame:
+        if self._template is not None:
+            return self._template.frame(system)
+        if system is None:
+            return self._plain
+        reason = "the model has no chat template, so it takes no system message; put it into the prompt"
+        raise LlmError("LLM_CHAT_TEMPLATE_INVALID", model=self.name, reason=reason)
+
+
+def _cut_at(text: str, stop: Sequence[str]) -> str:
+    ends = [position for end in stop if end and (position := text.find(end)) >= 0]
+    return text[: min(ends)] if ends else text
+
+
+def _put_before_text(tokenizer: Tokenizer) -> str:
+    """What the tokenizer's post-processor puts before a text, such as ``<s>``."""
+    text = tokenizer.encode("a", add_special_tokens=False).ids
+    full = tokenizer.encode("a", add_special_tokens=True).ids
+    for start in range(len(full) - len(text) + 1):
+        if full[start : start + len(text)] == text:
+            return "".join(tokenizer.id_to_token(token) or "" for token in full[:start])
+    return ""

@@ -1,0 +1,54 @@
+"""Encodes prompts as whole strings, for tokenizers of which no exact cut is known.
+
+Slower than segments.py, since nothing but equal rows is shared. A message that spells a special token is
+encoded apart from the template, so that it cannot forge one; all others give the ids of transformers.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from spark_llm.engine.request import TokenIds
+from spark_llm.engine.text.batch import Ints, SegmentBatch
+from spark_llm.engine.text.pieces import PieceEncoder
+from spark_llm.engine.text.template import ChatFrame
+
+
+class WholeEncoder:
+    """Encodes batches of segments a row at a time. Takes a copy of ``tokenizer``."""
+
+    def __init__(self, tokenizer: Tokenizer, cache_bytes: int) -> None:
+        recognising, ignoring = (Tokenizer.from_str(tokenizer.to_str()) for _ in range(2))
+        ignoring.encode_special_tokens = True
+        self._template = PieceEncoder(recognising, cache_bytes // 2)
+        self._text = PieceEncoder(ignoring, cache_bytes // 2)
+        added = tokenizer.get_added_tokens_decoder().values()
+        names = [re.escape(token.content) for token in added if token.special]
+        self._find_special = re.compile("|".join(names) if names else r"(?!)")
+
+    def encode(self, frame: ChatFrame, batch: SegmentBatch, instruction_segments: int) -> tuple[list[TokenIds], Ints]:
+        """Each row's prompt in ids, and how many of them are template prefix and instruction segments."""
+        batch = batch.message(frame.strips_start, frame.strips_end)
+        rows = [batch.row(index) for index in range(len(batch.offsets) - 1)]
+        messages = ["".join(row) for row in rows]
+        encoded = self._encode(frame, messages, frame.suffix)
+        starts = self._encode(frame, ["".join(row[:instruction_segments]) for row in rows], "")
+        counts = [min(len(start), len(ids)) for start, ids in zip(starts, encoded, strict=True)]
+        return encoded, np.array(counts, np.int64)
+
+    def _encode(self, frame: ChatFrame, messages: list[str], suffix: str) -> list[TokenIds]:
+        known: dict[str, TokenIds] = {}
+        distinct = dict.fromkeys(messages)
+        apart = [text for text in distinct if frame.plain or self._find_special.search(text)]
+        taken = set(apart)
+        together = [text for text in distinct if text not in taken]
+        strings = [f"{frame.prefix}{text}{suffix}" for text in together]
+        known.update(zip(together, self._template.encode(strings), strict=True))
+        if apart:
+            before, after = self._template.encode([frame.prefix]), self._template.encode([suffix])
+            for text, ids in zip(apart, self._text.encode(apart), strict=True):
+                known[text] = np.concatenate([*before, ids, *after])
+        return [known[text] for text in messages]
