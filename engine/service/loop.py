@@ -41,7 +41,7 @@ class Stream:
 
 
 class EngineLoop:
-    """Runs ``engine`` in a thread until the process ends. ``on_fatal`` is told the error that no step can recover from."""
+    """Runs ``engine`` in a thread until the process ends. ``on_fatal`` is told what no step can recover from."""
 
     def __init__(self, engine: Engine, on_fatal: Callable[[BaseException], None]) -> None:
         self._engine = engine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -76,10 +77,9 @@ class AnswerStream:
                     raise ValueError("row ids must be unique within a stream")
                 self._windows.update(dict.fromkeys(ids, window))
             if self._writer is not None and ids:
-                try:
+                # the thread that reads sees a loss too, and sends the rows again
+                with contextlib.suppress(flight.FlightError, OSError):
                     self._writer.write_batch(batch)
-                except _BROKEN:
-                    self._writer = None  # the thread that reads sees the loss too and sends the rows again
 
     def receive(self) -> pa.RecordBatch | None:
         """The next answers (ANSWER_SCHEMA, one row or more); None when every row sent has been received.
@@ -137,15 +137,18 @@ class AnswerStream:
                         return
                     losses += self._taken_in
                     openings += not self._taken_in
-                    reason = " ".join(str(error).split())[:200] or "the engine closed the connection"
+                    reason = _reason(error)
                     log.warning("engine lost: %s; rows unanswered=%d", reason, len(self._windows))
                     if losses > RESTARTS or openings > _OPENINGS:
                         raise self._lost(losses + openings, reason) from error
+                    self._drop()
                     self._client.reconnect()
         except BaseException as error:
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
+        finally:
+            self._drop()
 
     def _open(self) -> flight.FlightStreamReader:
         """Opens an exchange and sends what is unanswered. The engine's schema says that it took the stream in."""
@@ -179,6 +182,14 @@ class AnswerStream:
                 self._answers.append(chunk.data)
                 self._changed.notify_all()
 
+    def _drop(self) -> None:
+        """Lets go of a connection that has ended: unclosed, it would complain on stderr when it is collected."""
+        with self._writing:
+            writer, self._writer = self._writer, None
+        if writer is not None:
+            with contextlib.suppress(*_BROKEN):
+                writer.close()
+
     def _lost(self, times: int, reason: str) -> LlmError:
         path, tail = self._client.log()
         return LlmError(
@@ -190,3 +201,8 @@ class AnswerStream:
             log=path,
             tail=tail,
         )
+
+
+def _reason(error: BaseException) -> str:
+    """One line of what gRPC said, without its own debugging context."""
+    return " ".join(str(error).split()).partition(". gRPC client debug context")[0] or "the connection was closed"

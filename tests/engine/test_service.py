@@ -209,14 +209,12 @@ def test_a_refused_row_is_an_answer_and_spares_the_others(service: Service) -> N
 def test_what_stops_the_stream_is_the_clients_error(service: Service) -> None:
     with service.client.stream(StreamOpen()) as stream:
         stream.send(batch_of({1: ["unreadable"]}))
-        with pytest.raises(LlmError, match="LLM_CHAT_TEMPLATE_INVALID.*unreadable"):
+        with pytest.raises(LlmError, match=r"LLM_CHAT_TEMPLATE_INVALID.*unreadable"):
             answers(stream)
-    with (
-        service.client.stream(StreamOpen(version=99)) as stream,
-        pytest.raises(LlmError, match="LLM_INVALID_REQUEST.*protocol 99"),
-    ):
+    with service.client.stream(StreamOpen(version=99)) as stream:
         stream.send(batch_of({1: ["a"]}))
-        answers(stream)
+        with pytest.raises(LlmError, match=r"LLM_INVALID_REQUEST.*protocol 99"):
+            answers(stream)
     wait_until(lambda: service.client.status().streams == 0)
 
 
