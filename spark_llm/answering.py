@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Ints = npt.NDArray[np.int64]
 Answers = npt.NDArray[np.object_]
 
-REMEMBERED_WINDOWS = 16  # how many windows' worth of answers a task keeps for later equal rows
+REMEMBERED_WINDOWS = 4  # how many windows' worth of answers a task keeps for later equal rows
 
 _SUMMED = (
     "prompt_tokens",
@@ -192,6 +192,7 @@ class Answering:
     def _receive(self) -> None:
         assert self._stream is not None
         batch = self._stream.receive()
+        assert batch is not None, "the stream knows of no open row, but rows are open"
         for name in _SUMMED:
             setattr(self.counts, name, getattr(self.counts, name) + int(np.sum(_column(batch, name))))
         for number, text, error in zip(

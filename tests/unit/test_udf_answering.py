@@ -217,7 +217,7 @@ def test_equal_rows_of_later_windows_share_the_call() -> None:
 def test_the_memory_of_earlier_answers_is_bounded() -> None:
     answering = Answering(how(), FakeStream)
     run(answering, [("p", str(number)) for number in range(1000)], [])
-    assert len(answering._memory) <= 16 * 4
+    assert len(answering._memory) <= 4 * 4
 
 
 def test_seeds_travel_with_rows_and_equal_rows_still_fold() -> None:

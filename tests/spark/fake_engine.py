@@ -1,0 +1,72 @@
+"""An engine for tests of the UDF that need Spark but no model: it lives in the Python worker.
+
+The answer of a row is its user message; messages with ``fail`` in them fail.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from spark_llm.engine.service.protocol import ANSWER_SCHEMA, StreamOpen
+
+
+class FakeStream:
+    """Answers the newest request first, two at a time."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[int, str]] = deque()
+
+    def send(self, batch: pa.RecordBatch) -> None:
+        for number, segments in zip(batch["id"].to_pylist(), batch["segments"].to_pylist(), strict=True):
+            self.waiting.append((number, "".join(segments)))
+
+    def receive(self) -> pa.RecordBatch:
+        rows = []
+        for number, text in [self.waiting.pop() for _ in range(min(2, len(self.waiting)))]:
+            fails = "fail" in text
+            rows.append(
+                {
+                    "id": number,
+                    "text": None if fails else text,
+                    "finish_reason": "error" if fails else "stop",
+                    "error": "[LLM_FAKE] this row fails SQLSTATE: 22000" if fails else None,
+                    "prompt_tokens": len(text),
+                    "instruction_tokens": 2,
+                    "cached_tokens": 5,
+                    "cached_instruction_tokens": 1,
+                    "computed_tokens": len(text) - 5,
+                    "recomputed_tokens": 0,
+                    "output_tokens": 3,
+                }
+            )
+        return pa.RecordBatch.from_pylist(rows, ANSWER_SCHEMA)
+
+    def close(self) -> None:
+        self.waiting.clear()
+
+
+class FakeClient:
+    """Opens FakeStreams."""
+
+    def stream(self, header: StreamOpen) -> FakeStream:
+        assert header.query
+        return FakeStream()
+
+
+def fake_udf(sink: Any) -> Any:
+    """The real UDF with a FakeClient in place of the engine's; ``sink`` as in ``spark_llm.udf.make_udf``."""
+    from pyspark.sql.functions import pandas_udf
+
+    def llm(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:
+        from spark_llm import udf
+
+        udf.client.connect = lambda spec, start_timeout=0.0: FakeClient()  # type: ignore[assignment,return-value]
+        return udf.answer_task(batches, sink)
+
+    llm.__annotations__ = {"batches": Iterator[tuple[pd.Series, ...]], "return": Iterator[pd.Series]}
+    return pandas_udf(llm, "string")
