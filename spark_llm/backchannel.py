@@ -8,6 +8,7 @@ Where an executor cannot reach the driver, the accumulator still brings the coun
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import secrets
@@ -46,14 +47,13 @@ class Listener:
         self._stop = asyncio.Event()
         self._sockets = socket.create_server((bind, 0), family=_family(bind))
         self.address = Address(host, self._sockets.getsockname()[1], secrets.token_hex(16))
-        self._thread = threading.Thread(target=self._run, name="spark-llm-backchannel", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._run, name="spark-llm-backchannel", daemon=True)
+        self.thread.start()
 
     def close(self) -> None:
         """Stop listening; tasks that are connected carry on without."""
-        if self._thread.is_alive():
+        with contextlib.suppress(RuntimeError):  # the loop has ended already
             self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join(5)
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
@@ -71,9 +71,7 @@ class Listener:
         try:
             key = await asyncio.wait_for(reader.readline(), ACKNOWLEDGE_SECONDS)
             if not hmac.compare_digest(key.strip(), self.address.key.encode()):
-                _log.warning(
-                    "Turned away a connection from %s without the key", writer.get_extra_info("peername")
-                )
+                _log.warning("Turned away a connection from %s without the key", writer.get_extra_info("peername"))
                 return
             async for line in reader:
                 update = msgspec.json.decode(line, type=TaskUpdate)

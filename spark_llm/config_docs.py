@@ -21,7 +21,7 @@ Set a key in any of these ways; a later one wins over an earlier one:
 |---|---|
 | `spark-submit` | `--conf spark.llm.engine.dtype=float32` |
 | a new session | `spark_llm.session(engine_dtype="float32")` |
-| a live session | `spark_llm.enable(spark, engine_dtype="float32")`, `spark.conf.set("spark.llm.engine.dtype", "float32")` |
+| a live session | `spark_llm.enable(spark, engine_dtype="float32")`, or `spark.conf.set` with the whole key |
 | SQL | `SET spark.llm.engine.dtype = float32` |
 | one call | `llm('…', text, max_tokens => 8)` (the options of a call, not all keys) |
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
@@ -127,7 +127,8 @@ class Progress:
         total = total_rows(alive, working, self._stage_tasks)
         rate.add(time.monotonic(), answered, sum(t.counts.computed_tokens + t.counts.output_tokens for t in alive))
         parts = [f"llm query {query}: {answered:,}" + (f" of {total:,} rows" if total else " rows")]
-        parts.append(f"{rate.tokens_per_second:,.0f} tokens/s")
+        if rate.tokens_per_second:
+            parts.append(f"{rate.tokens_per_second:,.0f} tokens/s")
         if total and rate.rows_per_second:
             parts.append(f"{_clock((total - answered) / rate.rows_per_second)} left")
         if others:
@@ -163,17 +164,19 @@ def total_rows(tasks: Sequence[TaskUpdate], working: frozenset[str], stage_tasks
     those that are known.
     """
     total = 0.0
-    for group in {(task.stage, task.prompt) for task in tasks}:
-        members = [task for task in tasks if (task.stage, task.prompt) == group]
+    for stage in {task.stage for task in tasks}:
+        members = [task for task in tasks if task.stage == stage]
         known = [task.read for task in members if task.ended]
         if not known:
             return 0
         mean = sum(known) / len(known)
         total += sum(known) + sum(max(task.read, mean) for task in members if not task.ended)
-        numbers = stage_tasks(group[0])
+        numbers = stage_tasks(stage)
         if numbers is not None:
-            running = sum(task.task in working for task in members)
-            total += mean * max(0, numbers[0] - numbers[1] - running)
+            calls = Counter(task.attempt for task in members)
+            running = len({task.attempt for task in members if task.task in working})
+            begun = max(len(calls), numbers[1] + running)
+            total += mean * max(calls.values()) * max(0, numbers[0] - begun)
     return round(total)
 
 

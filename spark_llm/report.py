@@ -155,6 +155,7 @@ def install(spark: SparkSession) -> Reports:
                 stale.close()
         if context not in _installed:
             _installed[context] = Reports(context)
+            weakref.finalize(context, _installed[context].close)
         return _installed[context]
 
 

@@ -67,7 +67,8 @@ _SUMS = tuple(f for f in Counts.__struct_fields__ if f not in ("first_sent", "la
 class TaskUpdate(msgspec.Struct, kw_only=True):
     """Everything that one call has done in one task attempt up to now; a later update replaces an earlier.
 
-    task: an id of this attempt and call. prompt: the call's prompt, shortened. read: rows taken from Spark.
+    task: an id of this attempt and call. attempt: Spark's id, the same for all calls of a task. prompt: the
+    call's prompt, shortened. read: rows taken from Spark.
     answered: rows whose answer is known, also those not handed to Spark yet. ended: there is no more input.
     progress: the session's spark.llm.progress.
     """
@@ -75,6 +76,7 @@ class TaskUpdate(msgspec.Struct, kw_only=True):
     query: str
     task: str
     stage: int = -1
+    attempt: int = -1
     prompt: str = ""
     progress: str = "auto"
     number: int = 0

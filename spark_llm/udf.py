@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PROGRESS_SECONDS = 0.5  # how often a task tells the driver how far it is
 PROMPT_CHARACTERS = 200  # of a prompt in reports
+VARYING_PROMPTS = "(a prompt for each row)"
 
 Batch = tuple[pd.Series, ...]
 
@@ -71,7 +72,8 @@ def answer_task(batches: Iterator[Batch], sink: ReportSink) -> Iterator[pd.Serie
         query=query,
         task=secrets.token_hex(8),
         stage=context.stageId(),
-        prompt=(first[1].iloc[0] or "")[:PROMPT_CHARACTERS],
+        attempt=context.taskAttemptId(),
+        prompt=prompt_label(first[1]),
         progress=conf.progress,
         counts=answering.counts,
     )
@@ -107,6 +109,14 @@ def stream_header(spec: CallSpec, conf: LlmConf, query: str) -> StreamOpen:
         **given,
     )
     return StreamOpen(query=query, params=params, system=spec.system, reuse=conf.prefix_cache)
+
+
+def prompt_label(prompts: pd.Series) -> str:
+    """What names a call in reports: its prompt, unless that differs from row to row."""
+    prompt = prompts.iloc[0]
+    if prompt is None or (prompts != prompt).any():
+        return VARYING_PROMPTS
+    return str(prompt)[:PROMPT_CHARACTERS]
 
 
 def query_id(context: TaskContext) -> str:

@@ -123,6 +123,7 @@ def test_empty_partitions_and_empty_tables(spark: SparkSession, ask: Ask) -> Non
 def test_a_prompt_alone(spark: SparkSession, ask: Ask) -> None:
     rows = numbers(spark, 3).select(ask(F.concat(F.lit("say "), F.col("id"))).alias("a")).collect()
     assert [row.a for row in rows] == ["say 0", "say 1", "say 2"]
+    assert sum(part.rows for part in report_of(spark).by_call.values()) == 3
 
 
 def test_naive_mode(spark: SparkSession, ask: Ask, conf: Callable[[str, object], None]) -> None:

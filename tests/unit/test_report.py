@@ -149,6 +149,7 @@ def test_an_unreachable_driver_costs_a_task_nothing() -> None:
 def test_a_closed_listener_is_gone() -> None:
     channel = Listener(Tally())
     channel.close()
+    channel.thread.join(10)
     channel.close()
     with pytest.raises(OSError):  # noqa: PT011 - refused, or reset, as the system likes
         socket.create_connection(channel.address[:2], 1)

@@ -35,6 +35,7 @@ def task(name: str, read: int = 0, answered: int = 0, ended: bool = False, **mor
         query="4",
         task=name,
         stage=0,
+        attempt=int(more.pop("attempt", ord(name))),  # type: ignore[call-overload]
         read=read,
         answered=answered,
         ended=ended,
@@ -111,6 +112,11 @@ def test_total_counts_known_reading_and_coming_tasks() -> None:
     assert total_rows(tasks, frozenset("bc"), lambda stage: (5, 1)) == 100 + 100 + 170 + 2 * 100
     assert total_rows(tasks, frozenset("bc"), lambda stage: None) == 370
     assert total_rows(tasks[1:], frozenset("bc"), four_tasks) == 0
+
+
+def test_total_counts_every_call_of_a_coming_task() -> None:
+    tasks = [task("a", read=100, ended=True, attempt=1), task("b", read=100, ended=True, attempt=1)]
+    assert total_rows(tasks, frozenset("ab"), lambda stage: (3, 0)) == 200 + 2 * 200
 
 
 def test_rates() -> None:
