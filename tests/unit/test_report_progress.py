@@ -83,7 +83,7 @@ def test_auto_is_silent_where_there_is_no_terminal(tally: Tally) -> None:
 
 
 def test_true_prints_lines_where_there_is_no_terminal(tally: Tally) -> None:
-    assert run(tally, Terminal(False), task("a", answered=7, progress="true")) == ("llm query 4: 7 rows | 0 tokens/s\n")
+    assert run(tally, Terminal(False), task("a", answered=7, progress="true")) == ("llm query 4: 7 rows\n")
 
 
 def test_false_is_silent_unless_forced(tally: Tally) -> None:
