@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from spark_llm.engine.model.attention import StepAttention
@@ -42,7 +43,7 @@ class Runner:
         )
 
 
-def poison(pool: KVPool, free: np.ndarray, page_size: int) -> None:  # type: ignore[type-arg]
+def poison(pool: KVPool, free: npt.NDArray[np.int32], page_size: int) -> None:
     """Fill free pages with NaN (tests): whoever reads a page that is not his gets NaN answers."""
     at = (free[:, None].astype(np.int64) * page_size + np.arange(page_size)).reshape(-1)
     index = torch.from_numpy(at)

@@ -17,7 +17,7 @@ from spark_llm.kernels.attention import attend, merge
 
 @dataclass(slots=True)
 class _Prepared:
-    """A BlockBatch as tensors. queries: [R, M]; keys: flat [R * L]; target: the tokens that ``valid`` rows are."""
+    """A BlockBatch as tensors. queries, keys: flat [R * M], [R * L]; target: the tokens that ``valid`` rows are."""
 
     queries: Tensor
     keys: Tensor
@@ -46,52 +46,55 @@ class StepAttention:
         tokens, heads, dim = q.shape
         if not self._shared and len(self._own) == 1 and self._own[0].valid is None:
             out, _ = self._attend(self._own[0], q, k_pool, v_pool)
-            result = torch.empty_like(q)
-            result[self._own[0].target] = out
-            return result.view(tokens, heads * dim)
+            return torch.empty_like(out).index_copy_(0, self._own[0].target, out).view(tokens, heads * dim)
         out = torch.empty(tokens, heads, dim, dtype=torch.float32)
         lse = torch.empty(tokens, heads, dtype=torch.float32)
         for block in self._own:
             part, part_lse = self._attend(block, q, k_pool, v_pool)
-            out[block.target], lse[block.target] = part.float(), part_lse
+            out.index_copy_(0, block.target, part.float())
+            lse.index_copy_(0, block.target, part_lse)
         for block in self._shared:
             part, part_lse = self._attend(block, q, k_pool, v_pool)
             at = block.target
-            out[at], lse[at] = merge(out[at], lse[at], part.float(), part_lse)
+            both = merge(out.index_select(0, at), lse.index_select(0, at), part.float(), part_lse)
+            out.index_copy_(0, at, both[0])
+            lse.index_copy_(0, at, both[1])
         return out.to(q.dtype).view(tokens, heads * dim)
 
     def _attend(self, block: _Prepared, q: Tensor, k_pool: Tensor, v_pool: Tensor) -> tuple[Tensor, Tensor]:
         """Attention of a batch: out [real queries, heads, D] and lse [real queries, heads]."""
         r, m, n = block.shape
         kv, group, dim = self._kv_heads, self._group, self._dim
-        k = k_pool[block.keys].view(r, n, kv, dim).transpose(1, 2)
-        v = v_pool[block.keys].view(r, n, kv, dim).transpose(1, 2)
+        k = k_pool.index_select(0, block.keys).view(r, n, kv, dim).transpose(1, 2)
+        v = v_pool.index_select(0, block.keys).view(r, n, kv, dim).transpose(1, 2)
+        queries = q.index_select(0, block.queries)
         if block.causal:  # the kernel's causal mask knows no folded heads: repeat K and V of this chunk instead
-            queries = q[block.queries].transpose(1, 2)
+            queries = queries.view(r, m, kv * group, dim).transpose(1, 2)
             k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
             out, lse = attend(queries, k, v, causal=True, scale=self._scale)
             out, lse = out.transpose(1, 2), lse.transpose(1, 2)
         else:
-            queries = q[block.queries].view(r, m, kv, group, dim).permute(0, 2, 3, 1, 4).reshape(r, kv, group * m, dim)
+            queries = queries.view(r, m, kv, group, dim).permute(0, 2, 3, 1, 4).reshape(r, kv, group * m, dim)
             out, lse = attend(queries, k, v, block.mask, scale=self._scale)
             out = out.reshape(r, kv, group, m, dim).permute(0, 3, 1, 2, 4)
             lse = lse.reshape(r, kv, group, m).permute(0, 3, 1, 2)
         out, lse = out.reshape(r * m, kv * group, dim), lse.reshape(r * m, kv * group)
-        return (out, lse) if block.valid is None else (out[block.valid], lse[block.valid])
+        if block.valid is None:
+            return out, lse
+        return out.index_select(0, block.valid), lse.index_select(0, block.valid)
 
     def _prepare(self, batch: BlockBatch, dtype: torch.dtype) -> _Prepared:
-        queries = torch.from_numpy(batch.queries)
+        flat = torch.from_numpy(batch.queries.reshape(-1))
         mask = None
         if batch.hidden is not None:
             hidden = torch.from_numpy(batch.hidden.copy()).unsqueeze(1)
             mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
             mask = mask.repeat(1, 1, self._group, 1)
         valid = None if batch.valid is None else torch.from_numpy(batch.valid)
-        flat = queries.reshape(-1)
         return _Prepared(
-            queries=queries,
+            queries=flat,
             keys=torch.from_numpy(batch.keys.reshape(-1)),
-            shape=(*batch.queries.shape, batch.keys.shape[1]),  # type: ignore[arg-type]
+            shape=(*batch.queries.shape, batch.keys.shape[1]),
             mask=mask,
             valid=valid,
             target=flat if valid is None else flat[valid],

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from spark_llm.engine.model.attention import StepAttention
 from spark_llm.engine.model.config import ModelConfig
 from spark_llm.engine.model.linear import Linear, packing_pays
-from spark_llm.engine.model.rope import rope_tables, rotate
+from spark_llm.engine.model.rope import interleave, rope_table, rotate
 
 
 @dataclass(slots=True)
@@ -32,29 +33,32 @@ class StepBatch:
 
 
 class Layer:
-    """Weights of one decoder layer; q, k, v and gate, up are one product each."""
+    """Weights of one decoder layer. q, k and v are one product; gate and up are two, so that each result is
+    contiguous and the activation runs in place."""
 
-    __slots__ = ("down", "gate_up", "input_norm", "k_norm", "o", "post_norm", "q_norm", "qkv")
+    __slots__ = ("down", "gate", "input_norm", "k_norm", "o", "post_norm", "q_norm", "qkv", "up")
 
-    def __init__(self, weights: dict[str, Tensor], prefix: str, *, pack: bool) -> None:
-        def linear(*names: str) -> Linear:
-            parts = [weights.pop(f"{prefix}{name}.weight") for name in names]
-            biases = [weights.pop(f"{prefix}{name}.bias", None) for name in names]
-            bias = None
-            if any(b is not None for b in biases):
-                bias = torch.cat(
-                    [b if b is not None else w.new_zeros(len(w)) for b, w in zip(biases, parts, strict=True)]
-                )
-            return Linear(torch.cat(parts) if len(parts) > 1 else parts[0], bias, pack=pack)
+    def __init__(self, weights: dict[str, Tensor], prefix: str, head_dim: int, *, pack: bool) -> None:
+        def take(name: str) -> tuple[Tensor, Tensor | None]:
+            return weights.pop(f"{prefix}{name}.weight"), weights.pop(f"{prefix}{name}.bias", None)
 
-        self.qkv = linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        def linear(name: str) -> Linear:
+            return Linear(*take(name), pack=pack)
+
+        def head_norm(name: str) -> Tensor | None:
+            norm = weights.pop(f"{prefix}{name}.weight", None)
+            return None if norm is None else interleave(norm, head_dim)
+
+        (q, q_bias), (k, k_bias), (v, v_bias) = (take(f"self_attn.{name}_proj") for name in "qkv")
+        bias = None
+        if q_bias is not None and k_bias is not None and v_bias is not None:
+            bias = torch.cat((interleave(q_bias, head_dim), interleave(k_bias, head_dim), v_bias))
+        self.qkv = Linear(torch.cat((interleave(q, head_dim), interleave(k, head_dim), v)), bias, pack=pack)
         self.o = linear("self_attn.o_proj")
-        self.gate_up = linear("mlp.gate_proj", "mlp.up_proj")
-        self.down = linear("mlp.down_proj")
+        self.gate, self.up, self.down = linear("mlp.gate_proj"), linear("mlp.up_proj"), linear("mlp.down_proj")
         self.input_norm = weights.pop(f"{prefix}input_layernorm.weight")
         self.post_norm = weights.pop(f"{prefix}post_attention_layernorm.weight")
-        self.q_norm = weights.pop(f"{prefix}self_attn.q_norm.weight", None)
-        self.k_norm = weights.pop(f"{prefix}self_attn.k_norm.weight", None)
+        self.q_norm, self.k_norm = head_norm("self_attn.q_norm"), head_norm("self_attn.k_norm")
 
 
 class KVPool:
@@ -86,11 +90,10 @@ class Decoder:
         pack = packing_pays(dtype)
         held: dict[str, Tensor] = {name: tensor.to(dtype) for name, tensor in weights}
         self.embedding = held.pop("model.embed_tokens.weight")
-        self.layers = [Layer(held, f"model.layers.{i}.", pack=pack) for i in range(config.num_layers)]
+        self.layers = [Layer(held, f"model.layers.{i}.", config.head_dim, pack=pack) for i in range(config.num_layers)]
         self.norm = held.pop("model.norm.weight")
         self.head = Linear(held.pop("lm_head.weight", self.embedding), pack=pack)
-        cos, sin = rope_tables(config, context_length)
-        self._cos, self._sin = cos.to(dtype).unsqueeze(1), sin.to(dtype).unsqueeze(1)
+        self._rope = rope_table(config, context_length).unsqueeze(1)
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch, pool: KVPool) -> Tensor:
@@ -101,34 +104,35 @@ class Decoder:
         """
         config, eps = self.config, self.config.rms_norm_eps
         heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
-        cos, sin = self._cos[batch.positions], self._sin[batch.positions]
+        rope = self._rope.index_select(0, batch.positions)
         x = F.embedding(batch.tokens, self.embedding)
         for index, layer in enumerate(self.layers):
             qkv = layer.qkv(rms_norm(x, layer.input_norm, eps)).view(-1, heads + 2 * kv_heads, dim)
             qk = qkv[:, : heads + kv_heads]
             if layer.q_norm is not None and layer.k_norm is not None:
-                qk = torch.cat(
-                    (rms_norm(qk[:, :heads], layer.q_norm, eps), rms_norm(qk[:, heads:], layer.k_norm, eps)),
-                    dim=1,
-                )
-            qk = rotate(qk, cos, sin)
+                q, k = qk[:, :heads], qk[:, heads:]
+                qk = torch.cat((rms_norm(q, layer.q_norm, eps), rms_norm(k, layer.k_norm, eps)), dim=1)
+            qk = rotate(qk, rope)
             k_pool, v_pool = pool.k[index], pool.v[index]
             k_pool.index_copy_(0, batch.slots, qk[:, heads:])
             v_pool.index_copy_(0, batch.slots, qkv[:, heads + kv_heads :])
-            attended = batch.attention.run(qk[:, :heads], k_pool, v_pool)
-            x = x + layer.o(attended)
-            gate, up = layer.gate_up(rms_norm(x, layer.post_norm, eps)).chunk(2, dim=-1)
-            x = x + layer.down(F.silu(gate) * up)
-        hidden = rms_norm(x[batch.last], self.norm, eps)
+            x += layer.o(batch.attention.run(qk[:, :heads], k_pool, v_pool))
+            normed = rms_norm(x, layer.post_norm, eps)
+            x += layer.down(F.silu(layer.gate(normed), inplace=True).mul_(layer.up(normed)))
+        if not len(batch.last):
+            return x.new_empty(0, config.vocab_size, dtype=torch.float32)
+        hidden = rms_norm(x.index_select(0, batch.last), self.norm, eps)
         return self.head(hidden).float()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm (arXiv 1910.07467) over the last dimension, in float32 inside."""
     wide = x.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (wide * scale).to(x.dtype).mul_(weight)
 
 
-def as_index(values: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+def as_index(values: npt.NDArray[np.int64]) -> Tensor:
     """A torch int64 index from numpy, without a copy where possible."""
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))

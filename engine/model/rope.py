@@ -11,8 +11,11 @@ from spark_llm.engine.model.config import ModelConfig
 from spark_llm.errors import LlmError
 
 
-def rope_tables(config: ModelConfig, length: int) -> tuple[Tensor, Tensor]:
-    """cos and sin, each float32 [length, head_dim / 2]. LLM_MODEL_UNSUPPORTED for an unknown scaling."""
+def rope_table(config: ModelConfig, length: int) -> Tensor:
+    """e^(i * angle) of each position and frequency: complex64 [length, head_dim / 2].
+
+    LLM_MODEL_UNSUPPORTED for an unknown scaling.
+    """
     half = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
     frequencies = 1.0 / (config.rope_theta**half)
     scaling = config.rope_scaling or {}
@@ -31,7 +34,7 @@ def rope_tables(config: ModelConfig, length: int) -> tuple[Tensor, Tensor]:
             supported="rope scaling default, linear and llama3",
         )
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
-    return angles.cos(), angles.sin()
+    return torch.polar(torch.ones_like(angles), angles)
 
 
 def _llama3(frequencies: Tensor, scaling: dict[str, float]) -> Tensor:
@@ -46,7 +49,17 @@ def _llama3(frequencies: Tensor, scaling: dict[str, float]) -> Tensor:
     return torch.where(medium, blended, scaled)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x: [T, heads, D] (halves layout, as Hugging Face stores it); cos, sin: [T, 1, D / 2] of x's dtype."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+def interleave(weight: Tensor, head_dim: int) -> Tensor:
+    """Reorder the rows of a q or k projection, bias or head norm so that each rotated pair lies side by side.
+
+    Hugging Face pairs i with i + head_dim / 2. Scores do not change as long as q and k agree; with pairs side
+    by side a rotation is one complex product. weight: [heads * head_dim, ...], same shape back.
+    """
+    halves = weight.view(-1, 2, head_dim // 2, *weight.shape[1:])
+    return halves.transpose(1, 2).reshape(weight.shape)
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """x: [T, heads, D], interleaved; table: complex64 [T, 1, D / 2]. Contiguous, of x's dtype."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
