@@ -130,7 +130,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.float()
     norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    return (wide * scale).to(x.dtype).mul_(weight)
+    normed: Tensor = (wide * scale).to(x.dtype)
+    return normed.mul_(weight)
 
 
 def as_index(values: npt.NDArray[np.int64]) -> Tensor:

@@ -37,14 +37,12 @@ class Linear:
 
 def packing_pays(dtype: torch.dtype) -> bool:
     """Whether packed oneDNN weights beat torch's product for ``dtype`` on this CPU, by measurement."""
-    if not torch.backends.mkldnn.is_available():
-        return False
     weight = torch.randn(_PROBE_SHAPE).to(dtype)
     x = torch.randn(_PROBE_TOKENS, _PROBE_SHAPE[1]).to(dtype)
     try:
         packed = Linear(weight, pack=True)
         packed(x)
-    except (RuntimeError, AttributeError):  # a torch without these operators, or a CPU they do not serve
+    except (RuntimeError, AttributeError):  # a torch without oneDNN, or a CPU it does not serve
         return False
     plain = Linear(weight)
     return _seconds(lambda: plain(x)) > _PACK_GAIN * _seconds(lambda: packed(x))

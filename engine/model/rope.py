@@ -61,5 +61,5 @@ def interleave(weight: Tensor, head_dim: int) -> Tensor:
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """x: [T, heads, D], interleaved; table: complex64 [T, 1, D / 2]. Contiguous, of x's dtype."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
