@@ -109,14 +109,11 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str], name: str) -
         reason = f"the GGUF file uses the unknown pre-tokenizer {pre}; use the model's Hugging Face folder"
         raise _missing(name, reason)
     build, ignore_merges, nfc = _FAMILIES[family]
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges") or ()]
+    merges = _pairs(metadata.get("tokenizer.ggml.merges") or ())
     if not merges:
         raise _missing(name, "the GGUF file has no tokenizer merges")
     vocab = {text: token for token, text in enumerate(tokens)}
-    try:
-        tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=ignore_merges))
-    except Exception as error:  # tokenizers raises plain Exception, for example for a merge of unknown pieces
-        raise _missing(name, f"the GGUF file has inconsistent merges: {error}") from error
+    tokenizer = Tokenizer(_bpe(name, vocab, merges, ignore_merges=ignore_merges))
     if nfc:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = build()
@@ -132,10 +129,10 @@ def _sentencepiece(
         raise _missing(name, "the GGUF file has no score for each token")
     vocab = {text: token for token, text in enumerate(tokens)}
     unknown = metadata.get("tokenizer.ggml.unknown_token_id")
-    merges = _merges_of_scores(vocab, scores, kinds)
+    given = metadata.get("tokenizer.ggml.merges")
+    merges = _pairs(given) if given else _merges_of_scores(vocab, scores, kinds)
     unk_token = tokens[unknown] if unknown is not None else None
-    model = models.BPE(vocab, merges, unk_token=unk_token, fuse_unk=True, byte_fallback=True)
-    tokenizer = Tokenizer(model)
+    tokenizer = Tokenizer(_bpe(name, vocab, merges, unk_token=unk_token, fuse_unk=True, byte_fallback=True))
     replace = normalizers.Replace(" ", "▁")
     decode = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if metadata.get("tokenizer.ggml.add_space_prefix", True):
@@ -145,6 +142,17 @@ def _sentencepiece(
         tokenizer.normalizer = replace
     tokenizer.decoder = decoders.Sequence(decode)
     return tokenizer, True
+
+
+def _bpe(name: str, vocab: dict[str, int], merges: list[tuple[str, str]], **options: Any) -> Any:
+    try:
+        return models.BPE(vocab, merges, **options)
+    except Exception as error:  # tokenizers raises plain Exception, for example for a merge of unknown pieces
+        raise _missing(name, f"the GGUF file has inconsistent merges: {error}") from error
+
+
+def _pairs(merges: Sequence[str]) -> list[tuple[str, str]]:
+    return [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
 
 
 def _merges_of_scores(vocab: Mapping[str, int], scores: Sequence[float], kinds: Sequence[int]) -> list[tuple[str, str]]:
