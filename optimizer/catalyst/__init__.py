@@ -1,0 +1,1 @@
+"""Catalyst from Python: the bridge to the driver's JVM, and how rules run."""

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 from pyspark.sql import SparkSession
+from pyspark.sql.functions import pandas_udf
+
+import spark_llm
+from spark_llm.functions.registry import Registry
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +38,24 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     session.sparkContext.setLogLevel("ERROR")
     yield session
     session.stop()
+
+
+@pytest.fixture(scope="session")
+def fake_echo_udf(spark: SparkSession) -> Any:
+    """Stands in for the real UDF: answers each row with its own arguments as a JSON array (spec, prompt, field ...)."""
+
+    def fake_echo(batches: Iterator[tuple[pd.Series[str], ...]]) -> Iterator[pd.Series[str]]:
+        for columns in batches:
+            yield pd.Series([json.dumps(row) for row in zip(*columns, strict=True)], dtype=object)
+
+    # pandas_udf reads the hints as objects; the module's annotations are text.
+    fake_echo.__annotations__ = {"batches": Iterator[tuple[pd.Series, ...]], "return": Iterator[pd.Series]}
+    return pandas_udf(fake_echo, "string")
+
+
+@pytest.fixture
+def echo(spark: SparkSession, fake_echo_udf: Any) -> Iterator[SparkSession]:
+    """A fresh session with llm() enabled over the echoing fake."""
+    registry = Registry.of(spark)
+    with registry.using(spark, fake_echo_udf):
+        yield spark_llm.enable(spark.newSession())

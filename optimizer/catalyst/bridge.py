@@ -1,0 +1,221 @@
+"""The driver's JVM as Catalyst code in Python needs it: compiled shims, Scala values, expressions, errors.
+
+Nothing here knows a rule or a function; a Spark Connect client has no JVM and cannot use it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from spark_llm.errors import LlmError, catalogue
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+logger = logging.getLogger("spark_llm.optimizer")
+
+# An object of the JVM (py4j types nothing); Node is a logical plan, Expression a Catalyst expression.
+Jvm = Any
+Node = Any
+Expression = Any
+
+UDF_NAME = "llm"  # the PythonUDF's name in plans, and the name that shim.java looks for
+
+
+class Operator:
+    """A Python callable as the JVM's ``UnaryOperator``: gets ``(session, argument)``, returns a JVM object.
+
+    What it raises is returned as a JVM exception, which the shim throws: users see an ordinary Spark error, not
+    py4j's traceback of a traceback.
+    """
+
+    def __init__(self, catalyst: Catalyst, call: Callable[[Jvm, Jvm], Jvm]) -> None:
+        self._catalyst = catalyst
+        self._call = call
+
+    def apply(self, pair: Jvm) -> Jvm:
+        try:
+            return self._call(pair[0], pair[1])
+        except Exception as error:
+            return self._catalyst.exception(error)
+
+    class Java:
+        implements = ("java.util.function.UnaryOperator",)
+
+
+class Catalyst:
+    """Access to one JVM; ``Catalyst.of(spark)`` compiles the shims once for it."""
+
+    _instances: ClassVar[dict[Any, Catalyst]] = {}  # by gateway, for the life of the process
+
+    def __init__(self, gateway: Any) -> None:
+        from pyspark.java_gateway import ensure_callback_server_started
+
+        ensure_callback_server_started(gateway)
+        self.gateway = gateway
+        self.jvm = gateway.jvm
+        self.expressions = self.jvm.org.apache.spark.sql.catalyst.expressions
+        self.plans = self.jvm.org.apache.spark.sql.catalyst.plans.logical
+        self.types = self.jvm.org.apache.spark.sql.types.DataTypes
+        self.none = module(self.jvm.scala, "None")
+        self._classes = self._compile()
+        self._questions = self._new("Plans")
+        self._know_conditions()
+
+    @staticmethod
+    def of(spark: SparkSession) -> Catalyst:
+        """The bridge to the session's driver. LLM_NEEDS_DRIVER for a Spark Connect session."""
+        if not hasattr(spark, "_jsparkSession"):
+            raise LlmError("LLM_NEEDS_DRIVER")
+        gateway = spark.sparkContext._gateway
+        if gateway not in Catalyst._instances:
+            Catalyst._instances[gateway] = Catalyst(gateway)
+        return Catalyst._instances[gateway]
+
+    # Shims
+
+    def builder(self, call: Callable[[Jvm, Jvm], Expression]) -> Jvm:
+        """A function builder of Catalyst: ``call(session, Seq of argument expressions)`` makes the expression."""
+        return self._new("Builder", Operator(self, call))
+
+    def rule(self, call: Callable[[Jvm, Node], Node]) -> Jvm:
+        """An optimizer rule: ``call(session, plan)`` gives the new plan, for plans that hold an llm() call."""
+        return self._new("Rule", Operator(self, call))
+
+    def _compile(self) -> Jvm:
+        source = resources.files("spark_llm.optimizer.catalyst").joinpath("shim.java").read_text("utf-8")
+        compiler = self.jvm.org.codehaus.janino.SimpleCompiler()
+        compiler.setParentClassLoader(self.jvm.java.lang.Thread.currentThread().getContextClassLoader())
+        compiler.cook(source)
+        return compiler.getClassLoader()
+
+    def _new(self, name: str, *arguments: Any) -> Jvm:
+        constructor = self._classes.loadClass(f"sparkllm.{name}").getConstructors()[0]
+        values = self.jvm.java.util.ArrayList()
+        for argument in arguments:
+            values.add(argument)
+        return constructor.newInstance(values.toArray())
+
+    # Scala values
+
+    def seq(self, values: Iterable[Any]) -> Jvm:
+        """An immutable Scala Seq of ``values``."""
+        return self.jvm.PythonUtils.toSeq(list(values)).toIndexedSeq()
+
+    def map(self, values: Mapping[str, str]) -> Jvm:
+        """An immutable Scala Map of ``values``."""
+        return self.jvm.PythonUtils.toScalaMap(dict(values))
+
+    def some(self, value: Any) -> Jvm:
+        return self.jvm.scala.Some(value)
+
+    def is_a(self, value: Jvm, class_name: str) -> bool:
+        """Is ``value`` an instance of the class with this full name?"""
+        from py4j.java_gateway import is_instance_of
+
+        return bool(is_instance_of(self.gateway, value, class_name))
+
+    # Plans and expressions
+
+    def literal(self, text: str | None) -> Expression:
+        """A STRING literal."""
+        return self.expressions.Literal.create(text, self.types.StringType)
+
+    def pretty_sql(self, expression: Expression) -> str:
+        """The expression as Spark would write it as a column's name: ``upper(a)``."""
+        util = module(self.jvm.org.apache.spark.sql.catalyst.util, "package")
+        # Newer versions take a second parameter, which has a default.
+        arity = next(m.getParameterCount() for m in util.getClass().getMethods() if m.getName() == "toPrettySQL")
+        defaults = [getattr(util, "toPrettySQL$default$2")()] if arity == 2 else []
+        return str(util.toPrettySQL(expression, *defaults))
+
+    def is_attribute(self, expression: Expression) -> bool:
+        """Is the expression a column of the node below?"""
+        return bool(self.is_a(expression, "org.apache.spark.sql.catalyst.expressions.Attribute"))
+
+    def named(self, expression: Expression, name: str) -> Expression:
+        """``expression AS name``, to be put into a Project; its ``toAttribute()`` refers to it."""
+        identity = module(self.expressions, "NamedExpression").newExprId()
+        return self.expressions.Alias(expression, name, identity, self.seq([]), self.none, self.seq([]))
+
+    def ascending(self, expression: Expression) -> Expression:
+        """``expression ASC NULLS FIRST``."""
+        ascending = module(self.expressions, "Ascending")
+        return self.expressions.SortOrder(expression, ascending, ascending.defaultNullOrdering(), self.seq([]))
+
+    def with_children(self, node: Any, children: Iterable[Any]) -> Any:
+        """A copy of a plan or an expression with other children."""
+        return node.withNewChildren(self.seq(children))
+
+    def holds_call(self, plan: Node) -> bool:
+        """Does the plan hold an ArrowEvalPython of llm() calls?"""
+        return bool(self._questions.holdsCall(plan))
+
+    def is_call(self, node: Node) -> bool:
+        """Is this very node an ArrowEvalPython of llm() calls?"""
+        return bool(self._questions.isCall(node))
+
+    def is_deterministic(self, node: Node) -> bool:
+        """Are the node's own expressions (not its children's) deterministic?"""
+        return bool(self._questions.isDeterministic(node))
+
+    def problem(self, before: Node, after: Node) -> str | None:
+        """Why ``after`` cannot stand for ``before`` (output, resolution, missing input), or None."""
+        found: str | None = self._questions.problem(before, after)
+        return found
+
+    # Settings and errors
+
+    def settings(self, session: Jvm) -> dict[str, str]:
+        """The ``spark.llm.*`` settings of a JVM session, in one round trip."""
+        text = session.sessionState().conf().getAllConfs().mkString("\x1f")
+        pairs = (pair.split(" -> ", 1) for pair in text.split("\x1f"))
+        return {key: value for key, value in pairs if key.startswith("spark.llm.")}
+
+    def exception(self, error: Exception) -> Jvm:
+        """``error`` as an exception of the JVM: LlmError as AnalysisException, the JVM's own as they were."""
+        from pyspark.errors.exceptions.captured import CapturedException
+
+        if isinstance(error, CapturedException) and error._origin is not None:
+            return error._origin
+        if getattr(error, "java_exception", None) is not None:
+            return error.java_exception  # type: ignore[attr-defined]
+        if not isinstance(error, LlmError):
+            logger.error("llm() failed in the driver", exc_info=error)
+            error = LlmError("LLM_INTERNAL_ERROR", error=repr(error).partition("\\n")[0][:500])
+        return self.jvm.org.apache.spark.sql.AnalysisException(error.condition, self.map(error.parameters))
+
+    def _know_conditions(self) -> None:
+        """Make the catalogue known to Spark's own reader, so that our errors have message, condition and SQLSTATE
+        everywhere that Spark's have. The reader's map is immutable and has no door: it is replaced as a whole."""
+        rows = {name: {"message": [e["message"]], "sqlState": e["sqlState"]} for name, e in catalogue().items()}
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "error-conditions.json"
+            file.write_text(json.dumps(rows), "utf-8")
+            url = self.jvm.java.net.URL(file.as_uri())
+            ours = self.jvm.org.apache.spark.ErrorClassesJsonReader(self.seq([url])).errorInfoMap()
+        helper = module(self.jvm.org.apache.spark, "SparkThrowableHelper")
+        reader = _private(helper, "errorReader").get(helper)
+        _private(reader, "errorInfoMap").set(reader, reader.errorInfoMap().concat(ours))
+
+
+def module(package: Jvm, name: str) -> Jvm:
+    """A Scala ``object``."""
+    return getattr(getattr(package, f"{name}$"), "MODULE$")
+
+
+def items(scala_seq: Jvm) -> list[Any]:
+    """The elements of a Scala Seq."""
+    return [scala_seq.apply(i) for i in range(scala_seq.size())]
+
+
+def _private(value: Jvm, field: str) -> Jvm:
+    found = value.getClass().getDeclaredField(field)
+    found.setAccessible(True)
+    return found

@@ -1,0 +1,110 @@
+"""The named options of ``llm(...)``: which exist, which are reserved for later, and what their values may be."""
+
+from __future__ import annotations
+
+import dataclasses
+import decimal
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from spark_llm.errors import LlmError
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """``check`` gives the value as CallSpec holds it and raises ValueError if it is not ``expected``."""
+
+    expected: str
+    check: Callable[[Any], Any]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError
+    return value
+
+
+def _whole(minimum: float) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ValueError
+        return value
+
+    return check
+
+
+def _number(accepts: Callable[[float], bool]) -> Callable[[Any], float]:
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float | decimal.Decimal):
+            raise ValueError
+        number = float(value)
+        if not math.isfinite(number) or not accepts(number):
+            raise ValueError
+        return number
+
+    return check
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (_text(value),)
+    if not isinstance(value, Iterable) or not (found := tuple(_text(item) for item in value)):
+        raise ValueError
+    return found
+
+
+_TEXT = Option("a STRING that is not empty", _text)
+
+OPTIONS: dict[str, Option] = {
+    "model": _TEXT,
+    "system": _TEXT,
+    "max_tokens": Option("a whole number of at least 1", _whole(1)),
+    "temperature": Option("a number of at least 0", _number(lambda x: x >= 0)),
+    "top_p": Option("a number above 0 and at most 1", _number(lambda x: 0 < x <= 1)),
+    "top_k": Option("a whole number of at least 0 (0 is no limit)", _whole(0)),
+    "seed": Option("a whole number", _whole(-math.inf)),
+    "stop": Option("a STRING or an ARRAY<STRING>, none of them empty", _texts),
+}
+
+# Reserved from the start, so that no query's meaning changes when they come.
+NOT_YET: dict[str, str] = {
+    "returns": "typed answers",
+    "choices": "typed answers",
+    "schema": "typed answers",
+    "order": "prefix-order rules",
+    "truncate": "row-error handling",
+    "failOnError": "row-error handling",
+}
+
+_RESERVED = {name.lower(): name for name in (*OPTIONS, *NOT_YET)}
+
+
+def option_name(name: str) -> str | None:
+    """The option that ``name`` is, in any case of letters as SQL names are, or None: then it names a field."""
+    return _RESERVED.get(name.lower())
+
+
+def check_option(name: str, value: Any) -> Any:
+    """The checked value of an option. LLM_OPTION_NOT_YET, LLM_INVALID_OPTION."""
+    if name in NOT_YET:
+        raise LlmError("LLM_OPTION_NOT_YET", option=name, feature=NOT_YET[name])
+    try:
+        return OPTIONS[name].check(value)
+    except (TypeError, ValueError):
+        raise LlmError("LLM_INVALID_OPTION", option=name, value=repr(value), expected=OPTIONS[name].expected) from None
+
+
+def misspelt(name: str) -> str | None:
+    """The option that ``name`` looks like a slip of (``max_token``, ``maxTokens``, ``temprature``), or None."""
+    plain = {lower.replace("_", ""): option for lower, option in _RESERVED.items()}
+    found = difflib.get_close_matches(re.sub("[^a-z]", "", name.lower()), plain, n=1, cutoff=0.8)
+    return plain[found[0]] if found else None
+
+
+def unknown_option(name: str) -> LlmError:
+    """The error for a named argument that looks like an option and is none."""
+    suggestion = misspelt(name) or "a field, which is an expression"
+    return LlmError("LLM_UNKNOWN_OPTION", option=name, suggestion=suggestion, options=", ".join(OPTIONS))

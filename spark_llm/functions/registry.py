@@ -1,0 +1,147 @@
+"""Where ``llm`` is made known to Spark: the function in the registries, the rules in the session.
+
+The function goes into the registry of built-in functions, too, from which every new session starts: so
+``newSession()`` knows it, and a permanent view may use it (Spark lets views refer to built-in functions only).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from spark_llm.config import PREFIX, LlmConf, entries
+from spark_llm.errors import LlmError
+from spark_llm.functions.builder import LlmBuilder
+from spark_llm.functions.options import OPTIONS
+from spark_llm.optimizer.catalyst.bridge import UDF_NAME, Catalyst, Jvm, Node
+from spark_llm.optimizer.catalyst.runner import run_rules
+from spark_llm.optimizer.rules import RULES
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+logger = logging.getLogger("spark_llm.optimizer")
+
+_USAGE = "_FUNC_(prompt, field, ..., option => constant) - Returns the answer of a language model about the fields."
+_ARGUMENTS = f"""
+    Arguments:
+      * prompt - a STRING, the instruction. NULL gives NULL.
+      * field - any columns, `*`, or `name => expression`; each reaches the model as "name": value in JSON.
+                NULL in all fields gives NULL.
+      * option - {", ".join(OPTIONS)}.
+  """
+_EXAMPLES = """
+    Examples:
+      > SELECT id, _FUNC_('Is this review positive? Answer yes or no.', review, max_tokens => 2) FROM reviews;
+      > SELECT _FUNC_('Say in five words what this film is about.', * EXCEPT (id)) FROM films;
+  """
+
+
+class Registry:
+    """The function and the rules of one JVM; ``Registry.of(spark)``."""
+
+    _instances: ClassVar[dict[Catalyst, Registry]] = {}
+
+    def __init__(self, catalyst: Catalyst) -> None:
+        self._catalyst = catalyst
+        self._udfs: dict[str, Jvm] = {}
+        self._build = LlmBuilder(catalyst, self._udf_of)
+        self._builder = catalyst.builder(self._call)
+        self._rule = catalyst.rule(self._optimize)
+
+    @staticmethod
+    def of(spark: SparkSession) -> Registry:
+        catalyst = Catalyst.of(spark)
+        if catalyst not in Registry._instances:
+            Registry._instances[catalyst] = Registry(catalyst)
+        return Registry._instances[catalyst]
+
+    def install(self, spark: SparkSession) -> None:
+        """Make ``llm`` callable in the session and in every later one of its application. Idempotent."""
+        application = spark.sparkContext.applicationId
+        if application not in self._udfs:
+            from spark_llm import report, udf
+
+            self._udfs[application] = _jvm_udf(udf.make_udf(report.install(spark)))
+        session = spark._jsparkSession
+        builtin = self._catalyst.jvm.org.apache.spark.sql.catalyst.analysis.FunctionRegistry.builtin()
+        for functions in (builtin, session.sessionState().functionRegistry()):
+            self._register(functions)
+        self._add_rule(session)
+
+    @contextlib.contextmanager
+    def using(self, spark: SparkSession, udf: Any) -> Iterator[None]:
+        """For tests: let the calls of the session's application run this pandas UDF."""
+        application = spark.sparkContext.applicationId
+        before = self._udfs.get(application)
+        self._udfs[application] = _jvm_udf(udf)
+        try:
+            yield
+        finally:
+            if before is None:
+                del self._udfs[application]
+            else:
+                self._udfs[application] = before
+
+    def _udf_of(self, session: Jvm) -> Jvm:
+        udf = self._udfs.get(session.sparkContext().applicationId())
+        if udf is None:
+            raise LlmError("LLM_NOT_ENABLED")
+        return udf
+
+    def _register(self, functions: Jvm) -> None:
+        identifier = self._identifier()
+        known = functions.lookupFunctionBuilder(identifier)
+        if known.isDefined() and known.get().equals(self._builder):
+            return
+        info = self._catalyst.expressions.ExpressionInfo(
+            "spark_llm.functions",
+            None,
+            UDF_NAME,
+            _USAGE,
+            _ARGUMENTS,
+            _EXAMPLES,
+            "",
+            "misc_funcs",
+            "0.1.0",
+            "",
+            "built-in",
+        )
+        functions.registerFunction(identifier, info, self._builder)
+
+    def _identifier(self) -> Jvm:
+        """The name as this Spark names its built-in functions: bare, or in system.builtin (4.3)."""
+        catalyst = self._catalyst.jvm.org.apache.spark.sql.catalyst
+        other = catalyst.analysis.FunctionRegistry.builtin().listFunction().head()
+        return catalyst.FunctionIdentifier(UDF_NAME, other.database(), other.catalog())
+
+    def _call(self, session: Jvm, arguments: Jvm) -> Jvm:
+        # A session made by newSession() gets its functions from Spark, but its rules from nobody.
+        self._add_rule(session)
+        return self._build(session, arguments)
+
+    def _add_rule(self, session: Jvm) -> None:
+        methods = session.experimental()
+        rules = methods.extraOptimizations()
+        if not rules.contains(self._rule):
+            getattr(methods, "extraOptimizations_$eq")(rules.appended(self._rule))
+
+    def _optimize(self, session: Jvm, plan: Node) -> Node:
+        try:
+            conf = LlmConf.parse(self._catalyst.settings(session))
+        except LlmError as error:  # set after the query was analysed; the next analysis fails with it
+            logger.warning("No rule runs: %s", error)
+            return plan
+        return run_rules(plan, RULES, _enabled(conf), self._catalyst)
+
+
+def _enabled(conf: LlmConf) -> set[str]:
+    keys = {rule.name: f"{PREFIX}optimizer.{rule.name}.enabled" for rule in RULES}
+    return {name for name, key in keys.items() if conf.optimizer_enabled and getattr(conf, entries()[key].attribute)}
+
+
+def _jvm_udf(udf: Any) -> Jvm:
+    """The JVM's side of a pandas UDF, with its pickled function; it belongs to the running SparkContext."""
+    return udf._unwrapped._judf
