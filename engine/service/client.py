@@ -30,7 +30,7 @@ class EngineClient:
 
     def __init__(self, spec: EngineSpec, start_timeout: float) -> None:
         self.spec = spec
-        self._start_timeout = start_timeout
+        self.start_timeout = start_timeout  # seconds, of every start from now on
         self._lock = threading.Lock()
         self._state: EngineState | None = None
         self._flight: flight.FlightClient | None = None
@@ -56,7 +56,7 @@ class EngineClient:
     def reconnect(self) -> flight.FlightClient:
         """Finds the engine anew and starts it if it has ended. Raises what ``launch.ensure`` raises."""
         with self._lock:
-            state = launch.ensure(self.spec, self._start_timeout)
+            state = launch.ensure(self.spec, self.start_timeout)
             if self._flight is None or self._state != state:
                 self._state = state
                 self._flight = connection(state.socket)
@@ -83,6 +83,7 @@ def connect(spec: EngineSpec, start_timeout: float = 600.0) -> EngineClient:
     """
     with _connecting:
         client = _clients.setdefault((os.getpid(), spec.key), EngineClient(spec, start_timeout))
+        client.start_timeout = start_timeout
     client.status()
     return client
 

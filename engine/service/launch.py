@@ -71,7 +71,7 @@ def _locked(folder: EngineFolder, spec: EngineSpec, start_timeout: float) -> Ite
     try:
         lock.acquire()
     except Timeout as error:
-        reason = f"another task has been starting it for {start_timeout:.0f} s"
+        reason = f"another task has been starting it for {start_timeout:g} s"
         raise _start_failed(spec.model, reason, folder, folder.log_size()) from error
     try:
         yield
@@ -126,7 +126,7 @@ def _await_ready(state: EngineState, folder: EngineFolder, deadline: float, star
                 return
             if time.monotonic() > deadline:
                 _end(state.process)
-                reason = f"it was not ready after {start_timeout:.0f} s"
+                reason = f"it was not ready after {start_timeout:g} s"
                 break
         else:
             code = next((child.poll() for child in _children if child.pid == state.process.pid), None)
