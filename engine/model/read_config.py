@@ -68,7 +68,8 @@ def _from_json(source: ModelSource, raw: Mapping[str, Any]) -> ModelConfig:
         raise _unsupported(source, f"{architecture} with activation {activation}")
     num_heads = int(raw["num_attention_heads"])
     rope_theta, rope_scaling = _rope(source, architecture, raw)
-    qwen2 = architecture == "Qwen2ForCausalLM"
+    qwen2, qwen3 = architecture == "Qwen2ForCausalLM", architecture == "Qwen3ForCausalLM"
+    head_dim = 128 if qwen3 else int(raw["hidden_size"]) // num_heads  # transformers' defaults
     attention_bias = bool(raw.get("attention_bias", False)) and architecture != "MistralForCausalLM"
     config = ModelConfig(
         name=source.name,
@@ -79,7 +80,7 @@ def _from_json(source: ModelSource, raw: Mapping[str, Any]) -> ModelConfig:
         num_layers=int(raw["num_hidden_layers"]),
         num_heads=num_heads,
         num_kv_heads=int(raw.get("num_key_value_heads") or num_heads),
-        head_dim=int(raw.get("head_dim") or int(raw["hidden_size"]) // num_heads),
+        head_dim=int(raw.get("head_dim") or head_dim),
         rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
         rope_theta=rope_theta,
         context_length=int(raw["max_position_embeddings"]),
@@ -88,16 +89,14 @@ def _from_json(source: ModelSource, raw: Mapping[str, Any]) -> ModelConfig:
         qkv_bias=qwen2 or attention_bias,
         o_bias=attention_bias and not qwen2,
         mlp_bias=bool(raw.get("mlp_bias", False)) and architecture == "LlamaForCausalLM",
-        qk_norm=architecture == "Qwen3ForCausalLM",
+        qk_norm=qwen3,
         sliding_window=_sliding_window(source, architecture, raw),
         eos_ids=_eos_from_folder(source, raw),
     )
     return _checked(source, config)
 
 
-def _rope(
-    source: ModelSource, architecture: str, raw: Mapping[str, Any]
-) -> tuple[float, dict[str, Any] | None]:
+def _rope(source: ModelSource, architecture: str, raw: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
     """theta and the scaling entry (always with ``rope_type``), from transformers 4's or 5's layout."""
     entry = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
     theta = float(entry.pop("rope_theta", None) or raw.get("rope_theta") or 10_000.0)
@@ -109,7 +108,7 @@ def _rope(
 
 
 def _sliding_window(source: ModelSource, architecture: str, raw: Mapping[str, Any]) -> int | None:
-    window = raw.get("sliding_window")
+    window = raw.get("sliding_window", 4096)  # as MistralConfig; null is none
     if architecture == "LlamaForCausalLM" or not window:
         return None
     if architecture == "MistralForCausalLM":
@@ -117,7 +116,7 @@ def _sliding_window(source: ModelSource, architecture: str, raw: Mapping[str, An
     if not raw.get("use_sliding_window", False):
         return None
     num_layers = int(raw["num_hidden_layers"])
-    first = int(raw.get("max_window_layers", num_layers))
+    first = int(raw.get("max_window_layers", 28))
     kinds = raw.get("layer_types") or [
         "sliding_attention" if layer >= first else "full_attention" for layer in range(num_layers)
     ]
@@ -177,9 +176,7 @@ def _from_gguf(source: ModelSource, file: GgufFile) -> ModelConfig:
         intermediate_size=int(need("feed_forward_length")),
         num_layers=int(need("block_count")),
         num_heads=num_heads,
-        num_kv_heads=int(need("attention.head_count_kv"))
-        if file.get("attention.head_count_kv")
-        else num_heads,
+        num_kv_heads=int(need("attention.head_count_kv")) if file.get("attention.head_count_kv") else num_heads,
         head_dim=head_dim,
         rms_norm_eps=_shortest(need("attention.layer_norm_rms_epsilon")),
         rope_theta=_shortest(file.get("rope.freq_base", 10_000.0)),
@@ -234,9 +231,7 @@ def _llama3_scaling(source: ModelSource, file: GgufFile, head_dim: int) -> dict[
 
 def _eos_from_gguf(file: GgufFile) -> tuple[int, ...]:
     keys = ("eos_token_id", "eot_token_id", "eom_token_id")
-    named = [
-        file.metadata[f"tokenizer.ggml.{key}"] for key in keys if f"tokenizer.ggml.{key}" in file.metadata
-    ]
+    named = [file.metadata[f"tokenizer.ggml.{key}"] for key in keys if f"tokenizer.ggml.{key}" in file.metadata]
     template = str(file.metadata.get("tokenizer.chat_template", ""))
     wanted = {name for name in _END_OF_TURN if name in template}
     kinds = file.metadata.get("tokenizer.ggml.token_type") or ()
