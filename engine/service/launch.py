@@ -104,14 +104,14 @@ def _spawn(order: Order) -> EngineState:
         raise _start_failed(order.spec.model, "sys.executable is empty: no Python to run it with", folder, offset)
     command = [sys.executable, "-P", "-m", MAIN, msgspec.json.encode(order).decode()]
     _children[:] = [child for child in _children if child.poll() is None]
-    with open(os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
-        try:
+    try:
+        with open(os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             # no new session: the signal that ends Spark's process group must reach the engine
             child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(order.spec)
             )
-        except OSError as error:
-            raise _start_failed(order.spec.model, f"{sys.executable}: {error}", folder, offset) from error
+    except OSError as error:
+        raise _start_failed(order.spec.model, str(error), folder, offset) from error
     _children.append(child)
     started = ProcessId.of(child.pid) or ProcessId(child.pid, 0)
     state = EngineState(process=started, socket=order.socket, model=order.spec.model, log_offset=offset)

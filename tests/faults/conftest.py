@@ -100,7 +100,7 @@ class Engines:
             with contextlib.suppress(OSError):
                 if entry.name.isdigit() and (engine := ProcessId.of(int(entry.name))) is not None:
                     command = (entry / "cmdline").read_bytes()
-                    if b"spark_llm.engine.service.main" in command and os.fsencode(self.tmp) in command:
+                    if b'"socket":' in command and os.fsencode(self.tmp) in command:
                         found.append(engine)
         return found
 

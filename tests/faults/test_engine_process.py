@@ -190,6 +190,37 @@ launch.ensure(msgspec.json.decode(sys.argv[1], type=launch.EngineSpec), 60.0)
     assert connect(spec).status().pid == pid
 
 
+def test_an_error_that_no_step_survives_ends_the_process_and_the_rows_run_again(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first engine's third step fails in a way that the engine does not handle: a bug, say."""
+    (engines.tmp / "broken_main.py").write_text(
+        f"""
+import pathlib
+from spark_llm.engine.core import Engine
+from spark_llm.engine.service.main import main
+step, first, steps = Engine.step, pathlib.Path({str(engines.tmp / "first")!r}), []
+def broken(self):
+    steps.append(0)
+    if len(steps) == 3 and not first.exists():
+        first.touch()
+        raise KeyError("the bug")
+    return step(self)
+Engine.step = broken
+main()
+"""
+    )
+    monkeypatch.syspath_prepend(str(engines.tmp))
+    monkeypatch.setattr(launch, "MAIN", "broken_main")
+    client = connect(engines.spec())
+    with client.stream(engines.header(max_tokens=20)) as stream:
+        stream.send(engines.rows(range(40)))
+        assert sorted(row for row, _ in engines.receive_all(stream)) == list(range(40))
+    log = Path(client.log()[0]).read_text()
+    assert log.count("ready after") == 2
+    assert "ends: KeyError: 'the bug'" in log
+
+
 def listed() -> list[int]:
     """Pids of this process's engines, as the command line would list them."""
     return [status.pid for status in list_engines() if status.owner == os.getpid()]
