@@ -116,6 +116,7 @@ class Scheduler:
         for scheduled in plan.rows:
             row = scheduled.row
             self._suspects.pop(row.request.id, None)
+            row.attempts = 0
             token = tokens.get(row.request.id)
             if token is None:
                 continue
@@ -133,8 +134,8 @@ class Scheduler:
             row, before = scheduled.row, scheduled.before
             private.append(row.pages[max(row.tree_pages, before.num_pages) : row.num_pages].copy())
             keep.append(row.pages[before.tree_pages : before.num_pages].copy())
-            self._move(row, before.node)
-            row.restore(before)
+            self._undo(row, before)
+            row.recomputed += scheduled.count  # what the failed step computed is to be computed again
             row.attempts += 1
             self._suspects[row.request.id] = row
             if scheduled.admitted:
@@ -179,11 +180,11 @@ class Scheduler:
         before = row.state()
         self._extend_match(row)
         needed = self.cache.pages_for(row.remaining) + self.cache.pages_for(ahead)
-        fits = not self.running or needed <= self.cache.available
-        scheduled = self._reserve(row, before, step, budget) if fits else None
+        if self.running and needed > self.cache.available:
+            self._undo(row, before)
+            return None
+        scheduled = self._reserve(row, before, step, budget)
         if scheduled is None:
-            self._release(row)
-            row.restore(before)
             return None
         scheduled.admitted = True
         self.waiting.pop()
@@ -191,7 +192,10 @@ class Scheduler:
         return scheduled
 
     def _reserve(self, row: Row, before: RowState, step: int, budget: int) -> Scheduled | None:
-        """Give a row the pages for its next tokens and put full prompt pages into the index."""
+        """Give a row the pages for its next tokens and put full prompt pages into the index.
+
+        None: there are too few pages, and the row is as ``before`` says.
+        """
         if row.remaining > 1:
             self._extend_match(row)
         start, count = row.num_computed, min(row.remaining, budget)
@@ -199,6 +203,7 @@ class Scheduler:
         if missing > 0:
             pages = self.cache.allocate(missing)
             if pages is None:
+                self._undo(row, before)
                 return None
             row.pages[row.num_pages : row.num_pages + missing] = pages
             row.num_pages += missing
@@ -210,6 +215,11 @@ class Scheduler:
     @staticmethod
     def _lookahead(row: Row) -> int:
         return min(row.request.params.max_tokens - len(row.output), _LOOKAHEAD)
+
+    def _undo(self, row: Row, before: RowState) -> None:
+        """Let the row be as it was; pages that it was given since are the caller's business."""
+        self._move(row, before.node)
+        row.restore(before)
 
     def _move(self, row: Row, node: Node) -> None:
         """Let the row stand on another node of its path."""

@@ -7,13 +7,15 @@ section 4). Pure longest-prefix-first starves rows that share nothing, so old ro
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Protocol
 
 import numpy as np
 from sortedcontainers import SortedKeyList
 
 from spark_llm.engine.scheduling.row import Row
+
+_STRIDE = 8  # admissions between two rows that are taken because they are old
 
 
 class WaitingQueue(Protocol):
@@ -40,24 +42,32 @@ class WaitingQueue(Protocol):
 class LongestPrefixFirst:
     """Longest prefix first with ageing.
 
-    patience: a row is overtaken by at most ``patience + 2 * (rows waiting when it came)`` admissions.
+    patience: a row is overtaken by at most ``patience + 10 * most + 8`` rows that came after it, most being the
+    most rows that waited at once since the queue was last empty. Of these, 2 * most let a walk over all rows end
+    first, and 8 * most keep eight of nine admissions for the walk even where many rows are due: their
+    prefixes, too, are to be read once.
     """
 
     def __init__(self, patience: int = 1024) -> None:
         self.patience = patience
         self._rows: SortedKeyList[Row] = SortedKeyList(key=_order)
-        self._arrivals: dict[int, tuple[Row, int]] = {}  # sequence -> row, admission number that is its turn
+        # sequence -> row, number of rows that came before it; oldest first. Not a dict: to find the first entry
+        # of a dict costs as much as entries before it were deleted.
+        self._arrivals: OrderedDict[int, tuple[Row, int]] = OrderedDict()
         self._returned: deque[Row] = deque()
         self._cursor = b""
-        self._admissions = 0
+        self._arrived = self._departed = self._most = 0
+        self._oldest_left = 0  # rows that had departed when the oldest one last did
         self._next: Row | None = None
 
     def __len__(self) -> int:
         return len(self._rows) + len(self._returned)
 
     def push(self, row: Row) -> None:
-        self._arrivals[row.sequence] = (row, self._admissions + self.patience + 2 * len(self._rows))
+        self._arrivals[row.sequence] = (row, self._arrived)
+        self._arrived += 1
         self._rows.add(row)
+        self._most = max(self._most, len(self._rows)) if len(self._rows) > 1 else 1
         self._next = None
 
     def push_back(self, row: Row) -> None:
@@ -75,11 +85,13 @@ class LongestPrefixFirst:
             raise IndexError("pop from an empty queue")
         self.remove(row)
         self._cursor = row.key
-        self._admissions += 1
         return row
 
     def remove(self, row: Row) -> None:
         if row.sequence in self._arrivals:
+            self._departed += 1
+            if row.sequence == next(iter(self._arrivals)):
+                self._oldest_left = self._departed
             del self._arrivals[row.sequence]
             self._rows.remove(row)
         else:
@@ -91,8 +103,9 @@ class LongestPrefixFirst:
             return self._returned[0]
         if not self._rows:
             return None
-        oldest, turn = next(iter(self._arrivals.values()))
-        if self._admissions >= turn:
+        oldest, came_before = next(iter(self._arrivals.values()))
+        due = came_before + self.patience + 2 * self._most  # departures
+        if self._departed >= max(due, self._oldest_left + _STRIDE):
             return oldest
         at = self._rows.bisect_key_left((self._cursor, -1))
         after: Row = self._rows[at if at < len(self._rows) else 0]  # past the end: begin anew
