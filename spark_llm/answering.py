@@ -93,11 +93,13 @@ class Answering:
     """Answers one task's rows; ``counts``, ``read`` and ``ended`` tell how far it is.
 
     ``open_stream`` is called when the first row needs the engine. ``on_progress(is_due)`` is called after
-    answers came, and with True before a window is handed out, when counts have to be told.
+    answers came, and with True before a window is handed out, when counts have to be told. ``on_wait()`` is
+    called before waiting for input or answers, when what was handed out should be on its way.
     """
 
     def __init__(self, settings: AnswerSettings, open_stream: Callable[[], AnswerStream]) -> None:
         self.on_progress: Callable[[bool], None] = lambda is_due: None
+        self.on_wait: Callable[[], None] = lambda: None
         self.counts = Counts()
         self.read = 0
         self.ended = False
@@ -127,10 +129,12 @@ class Answering:
                     and len(self._queue) <= self._settings.windows_in_flight
                     and len(self._asked) + self._settings.window_rows <= most_asked
                 ):
+                    self.on_wait()
                     self._take(next(windows, None))
                 if not self._queue:
                     return
                 if self._queue[0].open:
+                    self.on_wait()
                     self._receive()
                     continue
                 texts = self._queue[0].texts()

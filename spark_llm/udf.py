@@ -18,6 +18,7 @@ from spark_llm.engine.request import SamplingParams
 from spark_llm.engine.service import client
 from spark_llm.engine.service.protocol import StreamOpen
 from spark_llm.tally import TaskUpdate
+from spark_llm.worker_socket import WorkerSocket
 
 if TYPE_CHECKING:
     from pyspark import TaskContext
@@ -79,11 +80,14 @@ def answer_task(batches: Iterator[Batch], sink: ReportSink) -> Iterator[pd.Serie
     )
     teller = _Teller(answering, update, sink)
     answering.on_progress = teller.tell
+    spark = WorkerSocket()
+    answering.on_wait = spark.flush
     try:
         columns = _arrow_columns(first, batches, conf.window_rows)
         for texts in answering.run(rechunk(columns, conf.window_rows)):
             yield pd.Series(texts)
     finally:
+        spark.close()
         teller.close()
 
 

@@ -1,10 +1,11 @@
 """An engine for tests of the UDF that need Spark but no model: it lives in the Python worker.
 
-The answer of a row is its user message; messages with ``fail`` in them fail.
+The answer of a row is its user message; messages with ``fail`` in them fail, with ``never`` are never answered.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +17,7 @@ from spark_llm.engine.service.protocol import ANSWER_SCHEMA, StreamOpen
 
 
 class FakeStream:
-    """Answers the newest request first, two at a time."""
+    """Answers the newest request first, one at a time."""
 
     def __init__(self) -> None:
         self.waiting: deque[tuple[int, str]] = deque()
@@ -26,8 +27,12 @@ class FakeStream:
             self.waiting.append((number, "".join(segments)))
 
     def receive(self) -> pa.RecordBatch:
+        while self.waiting and "never" in self.waiting[-1][1]:
+            self.waiting.pop()
+        if not self.waiting:
+            threading.Event().wait()
         rows = []
-        for number, text in [self.waiting.pop() for _ in range(min(2, len(self.waiting)))]:
+        for number, text in [self.waiting.pop()]:
             fails = "fail" in text
             rows.append(
                 {

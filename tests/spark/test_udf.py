@@ -164,7 +164,17 @@ def test_reports_of_queries_that_spark_ends_early(spark: SparkSession, ask: Ask,
     assert len(reports(spark)) >= 2
 
 
-def test_an_early_end_leaves_the_worker_usable(
+def test_an_early_end_reaches_a_worker_that_waits_for_its_engine(spark: SparkSession, ask: Ask) -> None:
+    """The first window's rows reach Spark although the second never ends, and then the worker goes."""
+    table = numbers(spark, 200, 1).selectExpr("if(id < 8, string(id), concat('never', id)) AS v")
+    found = table.select(ask("p", "v").alias("a")).where("a like '%1%'").limit(1).collect()
+    assert [row.a for row in found] == ['p\nv: "1"\n']
+    tally = install(spark).tally
+    with tally.changed:
+        assert tally.changed.wait_for(lambda: not tally.working(), 30)
+
+
+def test_workers_are_usable_after_early_ends(
     spark: SparkSession, ask: Ask, conf: Callable[[str, object], None]
 ) -> None:
     conf("spark.sql.execution.arrow.maxRecordsPerBatch", 1)
