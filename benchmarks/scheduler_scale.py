@@ -1,0 +1,155 @@
+"""What a step of scheduling and cache work costs when 100, 10,000 or 100,000 rows wait. No model runs.
+
+    .venv/bin/python benchmarks/scheduler_scale.py
+
+Rows that are done are replaced, so the number that wait stays. Two passes over the same rows: one is timed, one
+counts operations (calls of Python and C functions), which no other load on the machine can change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from machine import this_machine
+
+from spark_llm.engine.cache.manager import CacheManager
+from spark_llm.engine.request import Request, SamplingParams
+from spark_llm.engine.scheduling.scheduler import Scheduler
+from spark_llm.engine.scheduling.waiting import LongestPrefixFirst
+
+WAITING = (100, 10_000, 100_000)
+SHARED, OWN, GROUP, OUTPUT = 96, 32, 8, 4  # tokens and rows; short, so that 100,000 rows fit in memory
+PAGES = 16_384  # small enough that steps evict, too
+WARM_STEPS, STEPS = 50, 200
+OUT = Path(__file__).resolve().parent.parent / "artifacts" / "scheduler_scale.json"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one number of waiting rows. Microseconds are medians; operations are sums over all steps, per unit."""
+
+    waiting: int
+    add_microseconds: float
+    step_microseconds: float
+    tokens_a_step: float
+    admitted_a_step: float
+    operations_a_step: float
+    operations_a_scheduled_row: float
+
+
+class Queue:
+    """A scheduler in which ``waiting`` rows always wait, and a stand-in for the model that emits one token a row."""
+
+    def __init__(self, waiting: int) -> None:
+        self.rng = np.random.default_rng(waiting)
+        self.waiting = waiting
+        self.sent = 0
+        self.shared = np.empty(0, np.int32)
+        self.params = SamplingParams(max_tokens=OUTPUT, ignore_eos=True)
+        self.scheduler = Scheduler(
+            CacheManager(PAGES, 1), LongestPrefixFirst(), max_batch_tokens=1024, max_running_rows=256
+        )
+
+    def fill(self) -> int:
+        """Add rows until enough wait; how many were added."""
+        before = self.sent
+        while len(self.scheduler.waiting) < self.waiting:
+            if self.sent % GROUP == 0:
+                self.shared = self.rng.integers(0, 49_152, SHARED, dtype=np.int32)
+            prompt = np.concatenate([self.shared, self.rng.integers(0, 49_152, OWN, dtype=np.int32)])
+            self.scheduler.add(Request(self.sent, prompt, self.params))
+            self.sent += 1
+        return self.sent - before
+
+    def step(self) -> tuple[int, int, int]:
+        """One step: tokens and rows that it scheduled, rows that it admitted."""
+        plan = self.scheduler.plan()
+        sampled = {s.row.request.id: 7 for s in plan.rows if s.samples}
+        self.scheduler.commit(plan, sampled, frozenset())
+        return plan.num_tokens, len(plan.rows), sum(s.admitted for s in plan.rows)
+
+
+def operations(call: Callable[[], Any]) -> tuple[int, Any]:
+    """How many functions ``call`` called, all the way down, and its result."""
+    count = 0
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(note)
+    try:
+        result = call()
+    finally:
+        sys.setprofile(None)
+    return count, result
+
+
+def measure(waiting: int, steps: int = STEPS) -> Cost:
+    """The cost of steps with ``waiting`` rows waiting."""
+    queue = Queue(waiting)
+    started = time.perf_counter()
+    added = queue.fill()
+    add_seconds = (time.perf_counter() - started) / added
+    for _ in range(WARM_STEPS):
+        queue.step()
+        queue.fill()
+    seconds = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        queue.step()
+        seconds.append(time.perf_counter() - started)
+        queue.fill()
+    calls = tokens = rows = admitted = 0
+    for _ in range(steps):
+        count, scheduled = operations(queue.step)
+        calls += count
+        tokens, rows, admitted = tokens + scheduled[0], rows + scheduled[1], admitted + scheduled[2]
+        queue.fill()
+    return Cost(
+        waiting=waiting,
+        add_microseconds=add_seconds * 1e6,
+        step_microseconds=statistics.median(seconds) * 1e6,
+        tokens_a_step=tokens / steps,
+        admitted_a_step=admitted / steps,
+        operations_a_step=calls / steps,
+        operations_a_scheduled_row=calls / rows,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--waiting", type=int, nargs="*", default=WAITING)
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    machine = this_machine()
+    print(f"{machine}\nscheduling and cache only, one thread; steps of at most 1,024 tokens\n")
+    print("   waiting  us/add  us/step  tokens/step  admitted/step  calls/step  calls/row  calls against the first")
+    costs = []
+    for waiting in arguments.waiting:
+        cost = measure(waiting)
+        costs.append(cost)
+        print(
+            f"{cost.waiting:>10,}  {cost.add_microseconds:>6.1f}  {cost.step_microseconds:>7,.0f}"
+            f"  {cost.tokens_a_step:>11,.0f}  {cost.admitted_a_step:>13.1f}  {cost.operations_a_step:>10,.0f}"
+            f"  {cost.operations_a_scheduled_row:>9.1f}"
+            f"  {cost.operations_a_scheduled_row / costs[0].operations_a_scheduled_row:>23.3f}",
+            flush=True,
+        )
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps({"machine": asdict(machine), "costs": [asdict(cost) for cost in costs]}))
+    print(f"\nwritten: {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
