@@ -46,7 +46,7 @@ class StepAttention:
         tokens, heads, dim = q.shape
         if not self._shared and len(self._own) == 1 and self._own[0].valid is None:
             out, _ = self._attend(self._own[0], q, k_pool, v_pool)
-            return torch.empty_like(out).index_copy_(0, self._own[0].target, out).view(tokens, heads * dim)
+            return out.new_empty(tokens, heads, dim).index_copy_(0, self._own[0].target, out).view(tokens, heads * dim)
         out = torch.empty(tokens, heads, dim, dtype=torch.float32)
         lse = torch.empty(tokens, heads, dtype=torch.float32)
         for block in self._own:
