@@ -29,16 +29,17 @@ def _draw(logits: Tensor, row: Row) -> int:
     params = row.request.params
     if row.request.seed is None:
         row.request.seed = secrets.randbits(63)  # kept: a recomputed row repeats its draws
-    scaled = logits / params.temperature
+    scaled = (logits - logits.max()).double() / params.temperature  # at most 0: no temperature overflows it
     if params.top_k or params.top_p < 1:
         scaled, ids = scaled.topk(min(params.top_k or len(scaled), len(scaled)))
     else:
         ids = torch.arange(len(scaled))
-    probabilities = scaled.double().softmax(-1)
+    probabilities = scaled.softmax(-1)
     cumulative = probabilities.cumsum(-1)
     if params.top_p < 1:  # the smallest set of tokens whose probability reaches top_p
         keep = int(torch.searchsorted(cumulative, params.top_p)) + 1
         cumulative, ids = cumulative[:keep], ids[:keep]
-    generator = np.random.Generator(np.random.Philox(key=row.request.seed, counter=len(row.output)))
+    key = row.request.seed & (2**64 - 1)  # a seed may be negative, a key may not
+    generator = np.random.Generator(np.random.Philox(key=key, counter=len(row.output)))
     at = int(torch.searchsorted(cumulative, float(cumulative[-1]) * generator.random(), right=True))
     return int(ids[min(at, len(ids) - 1)])
