@@ -1,0 +1,139 @@
+"""llm() in SQL on the real engine and model: rows, batches and what the reports count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from pyspark.errors import PythonException
+from pyspark.sql import SparkSession
+
+import spark_llm
+from spark_llm import Report
+
+pytestmark = [pytest.mark.spark, pytest.mark.model]
+
+ASK = "llm('What is the capital of this country? Answer with one word.', country, max_tokens => 4)"
+COUNTRIES = ("France", "Italy", "Spain", "Peru", "Japan")
+
+
+@pytest.fixture(scope="module")
+def session(spark: SparkSession) -> SparkSession:
+    """A session whose engine computes in float32, with a table of 12 countries, two of them NULL."""
+    session = spark_llm.enable(spark.newSession(), engine_dtype="float32", engine_threads=1)
+    rows = [(number, COUNTRIES[number % 7] if number % 7 < 5 else None) for number in range(14)]
+    session.createDataFrame(rows, "id int, country string").repartition(1).createOrReplaceTempView("places")
+    return session
+
+
+@pytest.fixture(autouse=True)
+def configured(session: SparkSession) -> Iterator[None]:
+    """Each test starts from the same configuration."""
+    yield
+    for key in ("windowRows", "windowsInFlight", "foldDuplicates", "engine.prefixCache", "onError"):
+        session.conf.unset(f"spark.llm.{key}")
+    session.conf.unset("spark.sql.execution.arrow.maxRecordsPerBatch")
+
+
+def report_of(session: SparkSession) -> Report:
+    report = spark_llm.last_report(session)
+    assert report is not None
+    assert report.rows == report.calls + report.duplicates + report.nulls + report.failed
+    assert report.prompt_tokens == report.cached_tokens + report.computed_tokens
+    assert 0 <= report.cached_instruction_tokens <= report.instruction_tokens <= report.prompt_tokens
+    return report
+
+
+def answers(session: SparkSession, source: str = "places") -> dict[int, str | None]:
+    return dict(session.sql(f"SELECT id, {ASK} FROM {source}").collect())
+
+
+@pytest.fixture(scope="module")
+def expected(session: SparkSession) -> dict[int, str | None]:
+    """The answers in the default configuration."""
+    return answers(session)
+
+
+def test_answers_nulls_and_duplicates(session: SparkSession, expected: dict[int, str | None]) -> None:
+    assert expected[0] is not None
+    assert "Paris" in expected[0]
+    assert answers(session) == expected
+    assert [number for number, answer in expected.items() if answer is None] == [5, 6, 12, 13]
+    assert all(expected[number] == expected[number + 7] for number in range(7))
+    report = report_of(session)
+    assert (report.rows, report.calls, report.duplicates, report.nulls, report.failed) == (14, 5, 5, 4, 0)
+    assert 5 <= report.output_tokens <= 5 * 4
+    assert report.instruction_tokens % 5 == 0
+    assert report.seconds > 0
+    assert report.prefix_hit_rate > 0.9  # the same prompts ran before
+
+
+def test_one_row_batches_and_empty_partitions(session: SparkSession, expected: dict[int, str | None]) -> None:
+    session.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", "1")
+    session.conf.set("spark.llm.windowRows", "3")
+    assert answers(session, "(SELECT /*+ REPARTITION(20, id) */ * FROM places)") == expected
+    assert report_of(session).rows == 14
+
+
+def test_row_by_row_without_reuse(session: SparkSession, expected: dict[int, str | None]) -> None:
+    for key, value in {
+        "windowRows": "1",
+        "windowsInFlight": "1",
+        "foldDuplicates": "false",
+        "engine.prefixCache": "false",
+    }.items():
+        session.conf.set(f"spark.llm.{key}", value)
+    assert answers(session) == expected
+    report = report_of(session)
+    assert (report.calls, report.duplicates) == (10, 0)
+    assert report.cached_tokens == 0
+
+
+def test_a_large_partition_with_few_distinct_rows(session: SparkSession, expected: dict[int, str | None]) -> None:
+    session.sql(
+        f"""CREATE OR REPLACE TEMP VIEW large AS
+            SELECT /*+ COALESCE(1) */ id, element_at(array('{"', '".join(COUNTRIES)}'), int(id % 5) + 1) AS country
+            FROM range(0, 100000, 1, 1)"""
+    )
+    found = session.sql(f"SELECT id % 5, a, count(*) FROM (SELECT id, {ASK} a FROM large) GROUP BY ALL").collect()
+    assert {row[0]: (row[1], row[2]) for row in found} == {n: (expected[n], 20_000) for n in range(5)}
+    report = report_of(session)
+    assert (report.rows, report.calls, report.duplicates) == (100_000, 5, 99_995)
+
+
+def test_a_row_too_long_for_the_context(session: SparkSession) -> None:
+    query = "SELECT llm('Say yes.', repeat('word ', n), max_tokens => 2) AS a FROM VALUES (1), (20000) AS t(n)"
+    found = [row.a for row in session.sql(query).collect()]
+    assert found[0] is not None
+    assert found[1] is None
+    report = report_of(session)
+    assert (report.calls, report.failed) == (1, 1)
+    assert report.errors[0].startswith("[LLM_CONTEXT_LENGTH_EXCEEDED]")
+    session.conf.set("spark.llm.onError", "fail")
+    with pytest.raises(PythonException, match=r"\[LLM_ROW_FAILED\].*\[LLM_CONTEXT_LENGTH_EXCEEDED\]"):
+        session.sql(query).collect()
+
+
+def test_a_seeded_sample_repeats_at_any_partitioning(session: SparkSession) -> None:
+    def sample(seed: int, partitions: int) -> dict[int, str]:
+        call = f"llm('Name a fruit.', id, max_tokens => 5, temperature => 1.5, seed => {seed})"
+        return dict(session.sql(f"SELECT id, {call} FROM range(0, 6, 1, {partitions})").collect())
+
+    assert sample(1, 1) == sample(1, 3)
+    assert sample(1, 1) != sample(2, 1)
+
+
+def test_two_calls_of_a_query_share_a_report(session: SparkSession) -> None:
+    session.sql("SELECT llm('Say a.', id, max_tokens => 1), llm('Say b.', id, max_tokens => 1) FROM range(3)").collect()
+    report = report_of(session)
+    assert report.calls == 6
+    assert {prompt: part.calls for prompt, part in report.by_call.items()} == {"Say a.": 3, "Say b.": 3}
+    assert report.output_tokens == 6
+
+
+def test_show_is_reported(session: SparkSession) -> None:
+    session.sql("SELECT llm('Say c.', id, max_tokens => 1) AS a FROM range(0, 100, 1, 1)").show(3)
+    report = spark_llm.last_report(session)
+    assert report is not None
+    assert "Say c." in report.by_call
+    assert 3 <= report.calls <= 4
