@@ -165,6 +165,10 @@ class Catalyst:
         """Are the node's own expressions (not its children's) deterministic?"""
         return bool(self._questions.isDeterministic(node))
 
+    def aggregate_functions(self, node: Node) -> set[str]:
+        """The class names of the aggregate functions in the node's own expressions: ``{"Count", "Max"}``."""
+        return set(self._questions.aggregateFunctions(node).split())
+
     def problem(self, before: Node, after: Node) -> str | None:
         """Why ``after`` cannot stand for ``before`` (output, resolution, missing input), or None."""
         found: str | None = self._questions.problem(before, after)

@@ -6,6 +6,7 @@ package sparkllm;
 import java.util.function.UnaryOperator;
 import org.apache.spark.sql.catalyst.expressions.Expression;
 import org.apache.spark.sql.catalyst.expressions.PythonUDF;
+import org.apache.spark.sql.catalyst.expressions.aggregate.AggregateFunction;
 import org.apache.spark.sql.catalyst.plans.logical.ArrowEvalPython;
 import org.apache.spark.sql.catalyst.plans.logical.LogicalPlan;
 import org.apache.spark.sql.catalyst.trees.TreeNode;
@@ -77,6 +78,20 @@ public final class Plans {
       if (!((Expression) expressions.next()).deterministic()) return false;
     }
     return true;
+  }
+
+  /** The class names of the aggregate functions in the node's own expressions, each with a space behind it. */
+  public String aggregateFunctions(LogicalPlan plan) {
+    StringBuilder names = new StringBuilder();
+    Iterator expressions = plan.expressions().iterator();
+    while (expressions.hasNext()) aggregateFunctions((Expression) expressions.next(), names);
+    return names.toString();
+  }
+
+  private void aggregateFunctions(Expression expression, StringBuilder names) {
+    if (expression instanceof AggregateFunction) names.append(expression.getClass().getSimpleName()).append(' ');
+    Iterator children = expression.children().iterator();
+    while (children.hasNext()) aggregateFunctions((Expression) children.next(), names);
   }
 
   /** Why `after` cannot stand for `before`, or null: a wrong plan rarely throws. */

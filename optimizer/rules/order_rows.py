@@ -49,6 +49,29 @@ _BAG_TO_BAG = {
 # Of these, the ones that take in all rows before they give the first: a LIMIT above them cuts nothing off below.
 _BLOCKING = {"Aggregate", "Distinct", "Except", "Intersect", "Sort", "Window"}
 _LIMITS = {"GlobalLimit", "LocalLimit", "Offset", "Tail"}
+# Aggregate functions to which the order of rows is nothing (sums of floating-point numbers: but for their rounding, which
+# depends on Spark's partitions anyway). Spark takes first() and collect_list() for deterministic; they show the order.
+_ORDERLESS = {
+    "Average",
+    "BitAndAgg",
+    "BitOrAgg",
+    "BitXorAgg",
+    "Corr",
+    "Count",
+    "CovPopulation",
+    "CovSample",
+    "HyperLogLogPlusPlus",
+    "Kurtosis",
+    "Max",
+    "Min",
+    "Percentile",
+    "Skewness",
+    "StddevPop",
+    "StddevSamp",
+    "Sum",
+    "VariancePop",
+    "VarianceSamp",
+}
 # Below the call: nodes that hand their input's order on.
 _KEEPS_ORDER = _LIMITS | {
     "ArrowEvalPython",
@@ -85,9 +108,9 @@ def _rewrite(node: Node, catalyst: Catalyst, order_seen: bool) -> Node:
 def _sees_order(node: Node, catalyst: Catalyst, above: bool) -> bool:
     """Could ``node``, or what stands above it, show in which order its children's rows come?
 
-    A LIMIT does, unless something blocking stands between; rand(), monotonically_increasing_id(), first() and
-    collect_list() do (Spark marks them as non-deterministic), a window without ORDER BY does, and a node that is not
-    known here may.
+    A LIMIT does, unless something blocking stands between; non-deterministic functions do (rand(), the position of a
+    row), aggregates such as first() and collect_list() do, a window without ORDER BY does, and a node that is not known
+    here may.
     """
     name = node.nodeName()
     if name in _LIMITS:
@@ -97,6 +120,8 @@ def _sees_order(node: Node, catalyst: Catalyst, above: bool) -> bool:
     if name in _BLOCKING:
         above = False
     if name == "Window" and node.orderSpec().isEmpty():
+        return True
+    if name == "Aggregate" and not catalyst.aggregate_functions(node) <= _ORDERLESS:
         return True
     return above or not catalyst.is_deterministic(node)
 
@@ -150,7 +175,7 @@ def _keys(call: Node) -> list[Expression]:
 
 def _is_own_sort(node: Node, call: Node) -> bool:
     """Is ``node`` the sort that this rule puts below ``call``?"""
-    return node.nodeName() == "Sort" and not node.isGlobal() and _equal(_sort_columns(node), _keys(call))
+    return node.nodeName() == "Sort" and not getattr(node, "global")() and _equal(_sort_columns(node), _keys(call))
 
 
 def _is_sorted_alike(node: Node, keys: list[Expression], catalyst: Catalyst) -> bool:

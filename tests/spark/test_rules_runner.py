@@ -1,0 +1,103 @@
+"""Rules cost queries without a call nothing, and can cost a query with one time, but never its result."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+
+from spark_llm.functions import registry
+from spark_llm.optimizer.catalyst import bridge
+from spark_llm.optimizer.catalyst.bridge import Catalyst, Node, items
+from spark_llm.optimizer.catalyst.runner import Rule
+
+pytestmark = pytest.mark.spark
+
+QUERY = "SELECT id, llm('p', text) AS a FROM t WHERE id > 1"
+
+
+@pytest.fixture
+def t(echo: SparkSession) -> SparkSession:
+    echo.range(4, numPartitions=1).selectExpr("id", "string(id) AS text").createOrReplaceTempView("t")
+    return echo
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """One entry for each time that the JVM calls Python."""
+    calls: list[Any] = []
+    apply = bridge.Operator.apply
+
+    def counting(self: bridge.Operator, pair: Any) -> Any:
+        calls.append(pair)
+        return apply(self, pair)
+
+    monkeypatch.setattr(bridge.Operator, "apply", counting)
+    return calls
+
+
+def test_queries_without_a_call_never_ask_python(t: SparkSession, asked: list[Any]) -> None:
+    t.udf.register("twice", lambda x: x * 2, "long")
+    t.sql("SELECT id % 2 AS k, count(*) FROM t JOIN range(3) r USING (id) GROUP BY 1 ORDER BY 1").collect()
+    t.sql("SELECT twice(id), upper(text) FROM t").collect()
+    assert asked == []
+    t.sql(QUERY).collect()
+    assert asked != []
+
+
+def use(monkeypatch: pytest.MonkeyPatch, apply: Callable[[Node, Catalyst], Node]) -> None:
+    monkeypatch.setattr(registry, "RULES", (Rule("orderRows", apply),))
+
+
+def test_a_rule_that_throws_leaves_the_plan(
+    t: SparkSession, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(plan: Node, catalyst: Catalyst) -> Node:
+        raise ValueError("a bug in a rule")
+
+    use(monkeypatch, fails)
+    with caplog.at_level(logging.WARNING, "spark_llm.optimizer"):
+        assert len(t.sql(QUERY).collect()) == 2
+    [record] = caplog.records
+    assert "Rule orderRows failed" in record.message
+    assert "a bug in a rule" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+def below(plan: Node) -> Node:
+    return plan.children().apply(0)
+
+
+WRONG = {
+    "other columns": lambda plan, catalyst: below(plan),
+    "a column from nowhere": lambda plan, catalyst: catalyst.with_children(plan, [catalyst.plans.OneRowRelation()]),
+    "not a plan": lambda plan, catalyst: None,
+    "an expression": lambda plan, catalyst: items(plan.output())[0],
+}
+
+
+@pytest.mark.parametrize("apply", WRONG.values(), ids=list(WRONG))
+def test_a_wrong_plan_is_not_taken(
+    t: SparkSession,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    apply: Callable[[Node, Catalyst], Node],
+) -> None:
+    use(monkeypatch, apply)
+    with caplog.at_level(logging.WARNING, "spark_llm.optimizer"):
+        rows = t.sql(QUERY).collect()
+    assert [row.id for row in rows] == [2, 3]
+    assert "the plan stays as it was" in caplog.text
+
+
+def test_a_setting_that_goes_wrong_after_the_analysis_skips_the_rules(
+    t: SparkSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    df = t.sql(QUERY)
+    t.conf.set("spark.llm.optimizer.enabled", "perhaps")
+    with caplog.at_level(logging.WARNING, "spark_llm.optimizer"):
+        assert "Sort" not in df._jdf.queryExecution().optimizedPlan().toString()
+    assert "LLM_INVALID_CONFIG" in caplog.text
