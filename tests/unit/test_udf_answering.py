@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
@@ -250,3 +251,47 @@ def test_rechunk_keeps_rows_and_fills_windows(sizes: list[int], rows: int) -> No
     assert [number for window in windows for number in window] == numbers
     assert all(len(window) == rows for window in windows[:-1])
     assert all(windows)
+
+
+class ForgetfulStream(FakeStream):
+    """Keeps no requests; each window is answered whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[int] = []
+        self.peak = 0
+
+    def send(self, batch: pa.RecordBatch) -> None:
+        self.ids += batch["id"].to_pylist()
+
+    def receive(self) -> pa.RecordBatch:
+        self.peak = max(self.peak, pa.total_allocated_bytes() + tracemalloc.get_traced_memory()[0])
+        ids, self.ids = self.ids, []
+        counts = [0] * len(ids)
+        columns = [counts if field.type == pa.int64() else ["a"] * len(ids) for field in ANSWER_SCHEMA]
+        columns[ANSWER_SCHEMA.get_field_index("id")] = ids
+        columns[ANSWER_SCHEMA.get_field_index("error")] = [None] * len(ids)
+        return pa.RecordBatch.from_arrays(
+            [pa.array(column, field.type) for column, field in zip(columns, ANSWER_SCHEMA, strict=True)],
+            schema=ANSWER_SCHEMA,
+        )
+
+
+def test_memory_is_that_of_the_windows_in_flight() -> None:
+    """40 MB of rows pass through a few megabytes."""
+    stream = ForgetfulStream()
+    answering = Answering(how(window_rows=500), lambda: stream)
+
+    def batches() -> Iterator[list[pa.Array]]:
+        for start in range(0, 20_000, 2_000):
+            values = [f"{number:07}" * 286 for number in range(start, start + 2_000)]
+            yield [pa.array(["p"] * 2_000), pa.array(values)]
+
+    tracemalloc.start()
+    try:
+        before = pa.total_allocated_bytes() + tracemalloc.get_traced_memory()[0]
+        rows = sum(len(texts) for texts in answering.run(rechunk(batches(), 500)))
+    finally:
+        tracemalloc.stop()
+    assert rows == answering.counts.calls == 20_000
+    assert stream.peak - before < 12 << 20
