@@ -1,0 +1,15 @@
+-- Projection: a text column that the model writes.
+-- Why does each critic like or dislike the film? The plot, which all reviews of a film share, stands first.
+-- data: movies
+
+CREATE OR REPLACE TEMPORARY VIEW family_film_reviews AS
+SELECT r.review_id, m.title, m.plot, r.quote, r.verdict
+FROM reviews AS r
+JOIN movies AS m USING (movie_id)
+WHERE m.genre LIKE '%Family%';
+
+SELECT title, quote, verdict,
+       llm('Why does the critic like or dislike the film? Answer in a few words.',
+           plot, review => quote,
+           max_tokens => 16) AS reason
+FROM family_film_reviews;
