@@ -25,7 +25,6 @@ class _Prepared:
     mask: Tensor | None
     valid: Tensor | None
     target: Tensor
-    causal: bool
 
 
 class StepAttention:
@@ -68,16 +67,10 @@ class StepAttention:
         k = k_pool.index_select(0, block.keys).view(r, n, kv, dim).transpose(1, 2)
         v = v_pool.index_select(0, block.keys).view(r, n, kv, dim).transpose(1, 2)
         queries = q.index_select(0, block.queries)
-        if block.causal:  # the kernel's causal mask knows no folded heads: repeat K and V of this chunk instead
-            queries = queries.view(r, m, kv * group, dim).transpose(1, 2)
-            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-            out, lse = attend(queries, k, v, causal=True, scale=self._scale)
-            out, lse = out.transpose(1, 2), lse.transpose(1, 2)
-        else:
-            queries = queries.view(r, m, kv, group, dim).permute(0, 2, 3, 1, 4).reshape(r, kv, group * m, dim)
-            out, lse = attend(queries, k, v, block.mask, scale=self._scale)
-            out = out.reshape(r, kv, group, m, dim).permute(0, 3, 1, 2, 4)
-            lse = lse.reshape(r, kv, group, m).permute(0, 3, 1, 2)
+        queries = queries.view(r, m, kv, group, dim).permute(0, 2, 3, 1, 4).reshape(r, kv, group * m, dim)
+        out, lse = attend(queries, k, v, block.mask, scale=self._scale)
+        out = out.reshape(r, kv, group, m, dim).permute(0, 3, 1, 2, 4)
+        lse = lse.reshape(r, kv, group, m).permute(0, 3, 1, 2)
         out, lse = out.reshape(r * m, kv * group, dim), lse.reshape(r * m, kv * group)
         if block.valid is None:
             return out, lse
@@ -98,5 +91,4 @@ class StepAttention:
             mask=mask,
             valid=valid,
             target=flat if valid is None else flat[valid],
-            causal=batch.causal,
         )

@@ -19,7 +19,7 @@ from spark_llm.engine.scheduling.row import Row, Scheduled
 Index = npt.NDArray[np.int64]
 
 MIN_SHARED = 32  # tokens: a shorter common run is cheaper read once per row than merged
-LONG_CHUNK = 256  # tokens: from here a row's new tokens take the kernel's own causal path, without a mask
+QUERY_TILE = 128  # tokens: longer chunks are cut, so that a tile sees only the keys up to its own end
 _PADDING = 1.25  # padded area over real area that a batch may have
 _MAX_AREA = 1 << 23  # query-key pairs a batch and kv head group, so that masks stay within tens of MB
 
@@ -41,14 +41,13 @@ class BlockBatch:
     """Blocks padded to one shape: queries [R, M], keys [R, L].
 
     valid: which entries of ``queries`` are real, flat, or None if all are. hidden: [R, M, L] True where a
-    query must not look, or None. causal: square blocks under the kernel's own causal mask.
+    query must not look, or None.
     """
 
     queries: Index
     keys: Index
     valid: Index | None
     hidden: npt.NDArray[np.bool_] | None
-    causal: bool = False
 
 
 @dataclass(slots=True)
@@ -64,18 +63,13 @@ def plan_attention(rows: Sequence[Scheduled], offsets: Index, page_size: int, *,
     plan = AttentionPlan()
     levels, own_start = _shared_blocks(rows, offsets, page_size) if cascade else ({}, np.zeros(len(rows), int))
     own: list[Block] = []
-    deepest = max(levels, default=0) + 1
     for i, s in enumerate(rows):
-        queries = np.arange(offsets[i], offsets[i + 1])
-        first = int(own_start[i])
-        if s.count >= LONG_CHUNK:
-            if first < s.start:
-                levels.setdefault(deepest, []).append(Block(queries, slots(s.row, first, s.start, page_size)))
-            keys = slots(s.row, s.start, s.start + s.count, page_size)
-            plan.own.append(BlockBatch(queries[None], keys[None], None, None, causal=True))
-        else:
-            own.append(Block(queries, slots(s.row, first, s.start + s.count, page_size), causal=True))
-    plan.own.extend(_batches(own))
+        keys = slots(s.row, int(own_start[i]), s.start + s.count, page_size)
+        past = len(keys) - s.count
+        for at in range(0, s.count, QUERY_TILE):
+            end = min(at + QUERY_TILE, s.count)
+            own.append(Block(np.arange(offsets[i] + at, offsets[i] + end), keys[: past + end], causal=True))
+    plan.own = _batches(own)
     for level in sorted(levels):
         plan.shared.extend(_batches(levels[level]))
     return plan

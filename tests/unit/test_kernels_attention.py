@@ -38,14 +38,12 @@ def test_attend_is_attention_with_its_log_sum_exp(function: type[attend], querie
     r, heads, dim = 3, 2, 16
     q, k, v = draw(1, r, heads, queries, dim), draw(2, r, heads, keys, dim), draw(3, r, heads, keys, dim)
     seen = torch.ones(queries, keys, dtype=torch.bool)
-    mask = None
     if how == "causal":
-        seen = seen.tril().expand(r, 1, -1, -1)
+        seen = seen.tril()[None, None].expand(r, 1, -1, -1)
     elif how == "mask":
         seen = draw(4, r, 1, queries, keys) > 0
         seen[..., 0] = True
-    if how != "all":
-        mask = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))
+    mask = None if how == "all" else torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))
     out, lse = function(q, k, v, mask, scale=dim**-0.5)
     expected, expected_lse = exact(q, k, v, seen, dim**-0.5)
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
