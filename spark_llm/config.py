@@ -11,9 +11,10 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from spark_llm.config_kinds import BOOLEAN, SIZE, TEXT, TIME, Entry, Kind, choice, integer
 from spark_llm.errors import LlmError
 
 if TYPE_CHECKING:
@@ -21,90 +22,7 @@ if TYPE_CHECKING:
 
     from spark_llm.engine.config import EngineSpec
 
-T = TypeVar("T")
 PREFIX = "spark.llm."
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """How a value is written: ``expected`` names it in errors and docs, ``parse`` raises ValueError."""
-
-    expected: str
-    parse: Callable[[str], Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One configuration key; ``default`` is the text that a user would write."""
-
-    attribute: str
-    key: str
-    default: str
-    kind: Kind
-    doc: str
-    since: str
-
-    def parse(self, text: str) -> Any:
-        """The typed value of ``text``; LLM_INVALID_CONFIG if it is none."""
-        try:
-            return self.kind.parse(text.strip())
-        except ValueError:
-            raise LlmError("LLM_INVALID_CONFIG", key=self.key, value=repr(text), expected=self.kind.expected) from None
-
-
-def _text(text: str) -> str:
-    if not text:
-        raise ValueError
-    return text
-
-
-def _boolean(text: str) -> bool:
-    return {"true": True, "false": False}[_one_of(text.lower(), ("true", "false"))]
-
-
-def _one_of(text: str, choices: Iterable[str]) -> str:
-    if text not in choices:
-        raise ValueError
-    return text
-
-
-def _whole(text: str, minimum: int) -> int:
-    if not re.fullmatch(r"[+-]?[0-9]+", text) or int(text) < minimum:
-        raise ValueError
-    return int(text)
-
-
-_SIZES: dict[str, int] = {unit: 1024**power for power, unit in enumerate("bkmgtp")}
-_TIMES: dict[str, float] = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def _size(text: str) -> int:
-    match = re.fullmatch(r"([0-9]+)(?:(b)|([kmgtp])b?)?", text.lower())
-    if not match:
-        raise ValueError
-    return int(match[1]) * _SIZES[match[2] or match[3] or "b"]
-
-
-def _seconds(text: str) -> float:
-    match = re.fullmatch(r"([0-9]+)(us|ms|s|min|m|h|d)?", text.lower())
-    if not match:
-        raise ValueError
-    return int(match[1]) * _TIMES[match[2] or "s"]
-
-
-TEXT = Kind("a text that is not empty", _text)
-BOOLEAN = Kind("true or false", _boolean)
-SIZE = Kind("a whole number of bytes or a size such as 512m or 2g", _size)
-TIME = Kind("a whole number of seconds or a time such as 500ms, 300s or 5m", _seconds)
-
-
-def _choice(*choices: str) -> Kind:
-    expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
-    return Kind(expected, lambda text: _one_of(text.lower(), choices))
-
-
-def _integer(minimum: int) -> Kind:
-    return Kind(f"a whole number of at least {minimum}", functools.partial(_whole, minimum=minimum))
 
 
 def _key(name: str, kind: Kind, default: str, doc: str, since: str = "0.1.0") -> Any:
@@ -128,27 +46,27 @@ class LlmConf:
     )
     max_output_length: int = _key(
         "maxOutputLength",
-        _integer(1),
+        integer(1),
         "64",
         "Most tokens of an answer where the call has no `max_tokens => …`.",
     )
     on_error: str = _key(
         "onError",
-        _choice("null", "fail"),
+        choice("null", "fail"),
         "null",
         "What a row that cannot be answered (for example a prompt longer than the context) gives: `null` is "
         "NULL, counted in the report; `fail` ends the query with the row's error.",
     )
     window_rows: int = _key(
         "windowRows",
-        _integer(1),
+        integer(1),
         "4096",
         "Rows that a task folds, orders and sends to the engine at a time. More rows share more prefixes "
         "and take more memory in the Python worker.",
     )
     windows_in_flight: int = _key(
         "windowsInFlight",
-        _integer(1),
+        integer(1),
         "2",
         "Windows of a task that the engine holds at a time; with 2 it never waits for the next one.",
     )
@@ -160,7 +78,7 @@ class LlmConf:
     )
     progress: str = _key(
         "progress",
-        _choice("auto", "true", "false"),
+        choice("auto", "true", "false"),
         "auto",
         "Show a progress line (rows, tokens per second, time left) while calls run; `auto` shows it on a terminal.",
     )
@@ -178,7 +96,7 @@ class LlmConf:
     )
     dtype: str = _key(
         "engine.dtype",
-        _choice("auto", "float32", "bfloat16", "float16"),
+        choice("auto", "float32", "bfloat16", "float16"),
         "auto",
         "Number format of weights and computation; `auto` takes the fastest one that the machine computes in hardware.",
     )
@@ -191,32 +109,32 @@ class LlmConf:
     )
     max_batch_tokens: int = _key(
         "engine.maxBatchTokens",
-        _integer(0),
+        integer(0),
         "0",
         "Most tokens that an engine computes in one step; 0 lets the engine choose. (Spark shows the value "
         "redacted in `SET`, because the name holds the word token.)",
     )
     max_running_rows: int = _key(
         "engine.maxRunningRows",
-        _integer(1),
+        integer(1),
         "256",
         "Most rows that an engine works on at a time.",
     )
     page_size: int = _key(
         "engine.pageSize",
-        _integer(1),
+        integer(1),
         "1",
         "Tokens of a page of the key/value cache. Prompts share whole pages.",
     )
     context_length: int = _key(
         "engine.contextLength",
-        _integer(0),
+        integer(0),
         "0",
         "Most tokens of prompt and answer together; 0 is what the model was made for.",
     )
     threads: int = _key(
         "engine.threads",
-        _integer(0),
+        integer(0),
         "0",
         "CPU threads of one engine; 0 takes as many as the executor has cores.",
     )

@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from spark_llm.config import BOOLEAN, SIZE, TEXT, TIME, Entry, entries
+from spark_llm.config import entries
+from spark_llm.config_kinds import BOOLEAN, SIZE, TEXT, TIME, Entry
 
 _HEAD = """\
 # Configuration

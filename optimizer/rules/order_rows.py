@@ -49,8 +49,9 @@ _BAG_TO_BAG = {
 # Of these, the ones that take in all rows before they give the first: a LIMIT above them cuts nothing off below.
 _BLOCKING = {"Aggregate", "Distinct", "Except", "Intersect", "Sort", "Window"}
 _LIMITS = {"GlobalLimit", "LocalLimit", "Offset", "Tail"}
-# Aggregate functions to which the order of rows is nothing (sums of floating-point numbers: but for their rounding, which
-# depends on Spark's partitions anyway). Spark takes first() and collect_list() for deterministic; they show the order.
+# Aggregate functions to which the order of rows is nothing (sums of floating-point numbers: but for their rounding,
+# which depends on Spark's partitions anyway). first() and collect_list() show the order, though Spark calls them
+# deterministic.
 _ORDERLESS = {
     "Average",
     "BitAndAgg",

@@ -66,10 +66,11 @@ def llm(
 
 
 def _named(name: str, value: Column) -> Column:
-    """``name => value``."""
+    """``name => value``; LLM_NEEDS_DRIVER for a Connect client's columns, which have no JVM."""
     from pyspark import SparkContext
     from pyspark.sql.classic.column import Column as ClassicColumn
 
     jvm = SparkContext._jvm
-    assert jvm is not None
+    if jvm is None:
+        raise LlmError("LLM_NEEDS_DRIVER")
     return ClassicColumn(jvm.PythonSQLUtils.namedArgumentExpression(name, value._jc))

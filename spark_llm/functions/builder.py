@@ -37,13 +37,10 @@ class LlmBuilder:
         for argument in rest:
             name, value = self._named(argument)
             option = option_name(name) if name is not None else None
+            if option in options:
+                raise LlmError("LLM_INVALID_OPTION", option=option, value=value.sql(), expected="it only once")
             if option is not None:
-                if option in options:
-                    raise LlmError("LLM_INVALID_OPTION", option=option, value=value.sql(), expected="it only once")
-                constant = self._constant(option, value)
-                # NULL is what a parameter that is not given has: the option's default.
-                is_default = constant is None and option in OPTIONS
-                options[option] = None if is_default else check_option(option, constant)
+                options[option] = self._option(option, value)
             elif name is not None and value.nodeName() == "Literal" and misspelt(name):
                 raise unknown_option(name)
             else:
@@ -67,6 +64,11 @@ class LlmBuilder:
         if not fields.is_string(prompt):
             raise LlmError("LLM_PROMPT_NOT_STRING", expression=prompt.sql(), type=prompt.dataType().sql())
         return prompt
+
+    def _option(self, option: str, value: Expression) -> Any:
+        """The checked value of an option. NULL is what a parameter has that is not given: the option's default."""
+        constant = self._constant(option, value) if option in OPTIONS else None
+        return None if constant is None and option in OPTIONS else check_option(option, constant)
 
     def _constant(self, option: str, value: Expression) -> Any:
         """The Python value of an option; LLM_OPTION_NOT_CONSTANT if the analyser cannot know it."""

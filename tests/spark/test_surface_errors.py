@@ -50,6 +50,7 @@ def failure(spark: SparkSession, query: str) -> AnalysisException:
         ("'p', returns => 'INT'", "LLM_OPTION_NOT_YET", "0A000", "typed answers"),
         ("'p', choices => array('a')", "LLM_OPTION_NOT_YET", "0A000", "typed answers"),
         ("'p', schema => 'a INT'", "LLM_OPTION_NOT_YET", "0A000", "typed answers"),
+        ("'p', order => text", "LLM_OPTION_NOT_YET", "0A000", "prefix-order rules"),
         ("'p', order => 'auto'", "LLM_OPTION_NOT_YET", "0A000", "prefix-order rules"),
         ("'p', truncate => true", "LLM_OPTION_NOT_YET", "0A000", "row-error handling"),
         ("'p', failOnError => false", "LLM_OPTION_NOT_YET", "0A000", "row-error handling"),

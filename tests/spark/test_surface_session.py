@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,16 @@ def test_settings_reach_the_tasks(echo: SparkSession) -> None:
     assert row.v == "123 90.0 2 default"
     with pytest.raises(RuntimeError, match="outside of a Spark task"):
         config.from_task()
+
+
+def test_threads_may_share_a_session(echo: SparkSession) -> None:
+    """Each thread's analysis calls Python back on its own connection."""
+
+    def ask(i: int) -> str:
+        return str(json.loads(echo.sql(f"SELECT llm('p {i}', id) FROM range(1)").first()[0])[1])  # type: ignore[index]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, range(8))) == [f"p {i}" for i in range(8)]
 
 
 def test_a_connect_client_is_told_what_to_do() -> None:
