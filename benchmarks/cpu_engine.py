@@ -28,7 +28,7 @@ from typing import Any
 from harness import Job
 from machine import Machine, this_machine
 from peer_model import MODEL_FOLDER, PEERS, convert, packaged_gguf
-from results import HEADER, Cell, aligned, best_floor, table, targets
+from results import Cell, report
 from workload import OUTPUT_TOKENS, OWN_TOKENS, PROMPT_TOKENS, SHARED_TOKENS, Workload, packaged_workload
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +43,10 @@ SEEDS = {"main": 1, "first": 2, "warm": 3}  # texts of different seeds share not
 
 @dataclass(frozen=True)
 class Entry:
-    """An engine as the table names it. ``large``: runs at 512 rows too; ``first``: has a pass with one token."""
+    """An engine as the table names it.
+
+    large: runs at 512 rows too. first: has a pass with one token. preload: a library that its makers want loaded.
+    """
 
     name: str
     part: str
@@ -52,6 +55,7 @@ class Entry:
     variant: str = ""
     large: bool = False
     first: bool = True
+    preload: Path | None = None
 
 
 ENTRIES = (
@@ -60,7 +64,14 @@ ENTRIES = (
     Entry("ours-spark", "ours", "run_ours.py", Path(sys.executable), "spark", first=False),
     Entry("transformers-plain", "peers", "run_transformers.py", Path(sys.executable), "plain", first=False),
     Entry("transformers-grouped", "peers", "run_transformers.py", Path(sys.executable), "grouped"),
-    Entry("vllm", "peers", "run_vllm.py", PEERS / "vllm/bin/python", large=True),
+    Entry(
+        "vllm",
+        "peers",
+        "run_vllm.py",
+        PEERS / "vllm/bin/python",
+        large=True,
+        preload=PEERS / "vllm/lib/libiomp5.so",  # vllm warns when it is not: "for best performance"
+    ),
     Entry("openvino", "peers", "run_openvino.py", PEERS / "openvino/bin/python", "plain", first=False),
     Entry("openvino-led", "peers", "run_openvino.py", PEERS / "openvino/bin/python", "led", large=True),
 )
@@ -122,7 +133,7 @@ class Bench:
             main=self.workload("main", rows, of),
             output_tokens=OUTPUT_TOKENS,
         )
-        result, problem = self.run(entry.python, entry.script, f"{entry.name}-{dtype}-{rows}", job)
+        result, problem = self.run(entry.python, entry.script, f"{entry.name}-{dtype}-{rows}", job, entry.preload)
         return Cell(entry.name, dtype, rows, of, self.threads, result, problem)
 
     def floor(self, dtype: str) -> dict[str, Any] | None:
@@ -132,7 +143,9 @@ class Bench:
             print(f"floor {dtype}: {problem}", file=sys.stderr)
         return result
 
-    def run(self, python: Path, script: str, label: str, job: Job) -> tuple[dict[str, Any] | None, str]:
+    def run(
+        self, python: Path, script: str, label: str, job: Job, preload: Path | None = None
+    ) -> tuple[dict[str, Any] | None, str]:
         """The runner's result, or why there is none; what it printed is in ``<label>.log``."""
         asked, told, log = (self.folder / f"{label}.{end}" for end in ("job", "json", "log"))
         asked.write_text(json.dumps(asdict(job)))
@@ -147,6 +160,8 @@ class Bench:
             "HF_HUB_OFFLINE": "1",
             "TMPDIR": scratch,
         }
+        if preload is not None and preload.exists():
+            environment["LD_PRELOAD"] = str(preload)
         started = time.perf_counter()
         print(f"  {label} ...", end="", flush=True, file=sys.stderr)
         try:
@@ -188,6 +203,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parsed
 
 
+def revision() -> str:
+    """The commit that is measured, "+" when files differ from it; "unknown" outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty=+"]
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def main() -> None:
     arguments = parse(None)
     machine = this_machine()
@@ -195,7 +219,7 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     print(
-        f"{machine}\nthreads {arguments.threads}; SmolLM2-135M-Instruct; rows in groups of {ROWS_PER_GROUP}, shuffled: "
+        f"threads {arguments.threads}; SmolLM2-135M-Instruct; rows in groups of {ROWS_PER_GROUP}, shuffled: "
         f"{SHARED_TOKENS} shared + {OWN_TOKENS} own + {PROMPT_TOKENS - SHARED_TOKENS - OWN_TOKENS} template tokens, "
         f"{OUTPUT_TOKENS} output tokens, greedy"
     )
@@ -211,18 +235,17 @@ def main() -> None:
     floors = {dtype: bench.floor(dtype) for dtype in arguments.dtype} if "floor" in arguments.part else {}
     cells = [bench.cell(*choice) for choice in chosen(arguments, machine)]
 
-    best = {dtype: best_floor(floor) for dtype, floor in floors.items()}
-    for dtype, floor in floors.items():
-        for name, entry in (floor or {}).items():
-            rate, busy = entry["tokens_per_second"], entry["busy_cores"]
-            print(f"floor {dtype}, linear layers alone, {name} tokens: {rate:,.0f} computed tokens/s, {busy:.2f} cores")
-    print("\n" + aligned([HEADER, *table(cells, best)]) + "\n")
-    for version in sorted({cell.result["version"] for cell in cells if cell.result}):
-        print(version)
-    print("\n".join(["", *targets(cells, best)]))
+    record = {
+        "machine": asdict(machine),
+        "threads": arguments.threads,
+        "date": time.strftime("%Y-%m-%d"),
+        "revision": revision(),
+        "floors": floors,
+        "cells": [asdict(cell) for cell in cells],
+    }
+    print("\n" + report(record))
     out = arguments.out or ROOT / "artifacts" / f"cpu_engine_{arguments.threads}t.json"
-    record = {"machine": asdict(machine), "threads": arguments.threads, "floors": floors}
-    out.write_text(json.dumps(record | {"cells": [asdict(cell) for cell in cells]}))
+    out.write_text(json.dumps(record))
     print(f"\nwritten: {out}")
     if any(cell.result is None and cell.engine.startswith("ours-") for cell in cells):
         sys.exit(1)

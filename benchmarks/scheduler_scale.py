@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-from machine import this_machine
+from machine import Machine, this_machine
 
 from spark_llm.engine.cache.manager import CacheManager
 from spark_llm.engine.request import Request, SamplingParams
@@ -127,27 +127,34 @@ def measure(waiting: int, steps: int = STEPS) -> Cost:
     )
 
 
+def report(record: dict[str, Any]) -> str:
+    """A run as text, from its JSON record."""
+    costs = [Cost(**cost) for cost in record["costs"]]
+    lines = [
+        f"{Machine(**record['machine'])}",
+        "",
+        "   waiting  us/add  us/step  tokens/step  admitted/step  calls/step  calls/row  calls against the first",
+    ]
+    for cost in costs:
+        against = cost.operations_a_scheduled_row / costs[0].operations_a_scheduled_row
+        lines.append(
+            f"{cost.waiting:>10,}  {cost.add_microseconds:>6.1f}  {cost.step_microseconds:>7,.0f}"
+            f"  {cost.tokens_a_step:>11,.0f}  {cost.admitted_a_step:>13.1f}  {cost.operations_a_step:>10,.0f}"
+            f"  {cost.operations_a_scheduled_row:>9.1f}  {against:>23.3f}"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--waiting", type=int, nargs="*", default=WAITING)
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
-    machine = this_machine()
-    print(f"{machine}\nscheduling and cache only, one thread; steps of at most 1,024 tokens\n")
-    print("   waiting  us/add  us/step  tokens/step  admitted/step  calls/step  calls/row  calls against the first")
-    costs = []
-    for waiting in arguments.waiting:
-        cost = measure(waiting)
-        costs.append(cost)
-        print(
-            f"{cost.waiting:>10,}  {cost.add_microseconds:>6.1f}  {cost.step_microseconds:>7,.0f}"
-            f"  {cost.tokens_a_step:>11,.0f}  {cost.admitted_a_step:>13.1f}  {cost.operations_a_step:>10,.0f}"
-            f"  {cost.operations_a_scheduled_row:>9.1f}"
-            f"  {cost.operations_a_scheduled_row / costs[0].operations_a_scheduled_row:>23.3f}",
-            flush=True,
-        )
+    machine = asdict(this_machine())
+    record = {"machine": machine, "costs": [asdict(measure(waiting)) for waiting in arguments.waiting]}
+    print(report(record))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({"machine": asdict(machine), "costs": [asdict(cost) for cost in costs]}))
+    arguments.out.write_text(json.dumps(record))
     print(f"\nwritten: {arguments.out}")
 
 
