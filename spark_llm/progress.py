@@ -30,6 +30,7 @@ _log = logging.getLogger("spark_llm.progress")
 REFRESH_SECONDS = 0.5
 LINE_SECONDS = 5.0  # between lines where stderr is no terminal
 RATE_SECONDS = 10.0  # over which tokens a second are measured
+MAX_RATES = 100  # queries whose rates are kept
 
 StageTasks = Callable[[int], tuple[int, int] | None]
 
@@ -69,6 +70,8 @@ class Progress:
         self._stage_tasks = stage_tasks
         self._stream = stream
         self._is_forced = False
+        self._rates: dict[str, Rate] = {}
+        self._last_line = -LINE_SECONDS
         self.thread = threading.Thread(target=self._run, name="spark-llm-progress", daemon=True)
         self.thread.start()
 
@@ -89,26 +92,22 @@ class Progress:
         return not self._tally.closed
 
     def _show_while_working(self) -> None:
-        rates: dict[str, Rate] = {}
         width = 0
-        last_line = 0.0
         out = self._stream or sys.stderr
         is_terminal = out.isatty()
         while (active := self._tally.active()) and not self._tally.closed:
-            for query in active:
-                rates.setdefault(query, Rate())
             visible = {query: tasks for query, tasks in active.items() if self._is_visible(tasks, is_terminal)}
             if visible:
                 query, tasks = list(visible.items())[-1]
-                text = self._text(query, tasks, rates[query], len(visible) - 1)
+                text = self._text(query, tasks, len(visible) - 1)
                 now = time.monotonic()
                 if is_terminal:
                     text = text[: shutil.get_terminal_size().columns - 1]
                     out.write(f"\r{text:<{width}}")
                     width = len(text)
-                elif now - last_line >= LINE_SECONDS:
+                elif now - self._last_line >= LINE_SECONDS:
                     out.write(f"{text}\n")
-                    last_line = now
+                    self._last_line = now
                 out.flush()
             with self._tally.changed:
                 self._tally.changed.wait_for(lambda: self._tally.closed or not self._tally.working(), REFRESH_SECONDS)
@@ -120,15 +119,26 @@ class Progress:
         setting = tasks[-1].progress
         return self._is_forced or setting == "true" or (setting == "auto" and is_terminal)
 
-    def _text(self, query: str, tasks: Sequence[TaskUpdate], rate: Rate, others: int) -> str:
+    def _rate(self, query: str) -> Rate:
+        """The query's rate, kept while it has no task for a moment."""
+        if query not in self._rates:
+            self._rates[query] = Rate()
+            if len(self._rates) > MAX_RATES:
+                self._rates.pop(next(iter(self._rates)))
+        return self._rates[query]
+
+    def _text(self, query: str, tasks: Sequence[TaskUpdate], others: int) -> str:
+        if not any(task.counts.first_sent for task in tasks):
+            return f"llm query {query}: waiting for the engine to start"
         working = self._tally.working()
         alive = [task for task in tasks if task.ended or task.task in working]
         answered = sum(task.answered for task in alive)
         total = total_rows(alive, working, self._stage_tasks)
+        rate = self._rate(query)
         rate.add(time.monotonic(), answered, sum(t.counts.computed_tokens + t.counts.output_tokens for t in alive))
         parts = [f"llm query {query}: {answered:,}" + (f" of {total:,} rows" if total else " rows")]
         if rate.tokens_per_second:
-            parts.append(f"{rate.tokens_per_second:,.0f} tokens/s")
+            parts.append(f"{rate.tokens_per_second:,.0f} tokens/s computed")
         if total and rate.rows_per_second:
             parts.append(f"{_clock((total - answered) / rate.rows_per_second)} left")
         if others:

@@ -23,6 +23,7 @@ def enable(spark: SparkSession, **options: Any) -> SparkSession:
 
     Raises LLM_UNKNOWN_CONFIG and LLM_INVALID_CONFIG (nothing is set then), LLM_NEEDS_DRIVER for a Connect client.
     """
+    from spark_llm import progress
     from spark_llm.functions.registry import Registry
 
     settings = config.option_settings(options)
@@ -32,6 +33,7 @@ def enable(spark: SparkSession, **options: Any) -> SparkSession:
     config.from_session(spark)
     _use_own_python(spark)
     registry.install(spark)
+    progress.start(spark)
     return spark
 
 
@@ -53,6 +55,7 @@ def session(
     settings: dict[str, Any] = {
         "spark.sql.execution.arrow.pyspark.enabled": "true",
         "spark.scheduler.mode": "FAIR",
+        "spark.ui.showConsoleProgress": "false",  # it would write over llm()'s own progress line
     }
     if master.startswith("local"):
         # Without this, Spark looks the host's name up, which fails on many laptops and in containers.

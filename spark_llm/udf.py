@@ -63,12 +63,13 @@ def answer_task(batches: Iterator[Batch], sink: ReportSink) -> Iterator[pd.Serie
     context = TaskContext.get()
     assert context is not None
     query = query_id(context)
-    answering = Answering(
-        answer_settings(spec, conf),
-        lambda: client.connect(conf.engine_spec(spec.model), conf.start_timeout).stream(
-            stream_header(spec, conf, query)
-        ),
-    )
+
+    def open_stream() -> client.AnswerStream:
+        teller.tell(True)  # the engine may have to start first
+        engine = client.connect(conf.engine_spec(spec.model), conf.start_timeout)
+        return engine.stream(stream_header(spec, conf, query))
+
+    answering = Answering(answer_settings(spec, conf), open_stream)
     update = TaskUpdate(
         query=query,
         task=secrets.token_hex(8),
@@ -156,6 +157,7 @@ class _Teller:
             self._sender.send(self._newest())
 
     def close(self) -> None:
+        self.tell(True)  # a task that fails has counts that it did not tell, and no accumulator
         self._sink.accumulator.add([self._newest()])
         self._sender.close()
 

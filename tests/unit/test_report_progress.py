@@ -40,7 +40,7 @@ def task(name: str, read: int = 0, answered: int = 0, ended: bool = False, **mor
         answered=answered,
         ended=ended,
         number=1,
-        counts=Counts(rows=answered),
+        counts=Counts(rows=answered, first_sent=1.0),
         **more,  # type: ignore[arg-type]
     )
 
@@ -84,6 +84,12 @@ def test_auto_is_silent_where_there_is_no_terminal(tally: Tally) -> None:
 
 def test_true_prints_lines_where_there_is_no_terminal(tally: Tally) -> None:
     assert run(tally, Terminal(False), task("a", answered=7, progress="true")) == ("llm query 4: 7 rows\n")
+
+
+def test_a_task_without_an_engine_yet_says_so(tally: Tally) -> None:
+    update = task("a", progress="true")
+    update.counts.first_sent = 0.0
+    assert run(tally, Terminal(False), update) == "llm query 4: waiting for the engine to start\n"
 
 
 def test_false_is_silent_unless_forced(tally: Tally) -> None:
