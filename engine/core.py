@@ -77,8 +77,10 @@ class Engine:
             max_batch_tokens=spec.max_batch_tokens or _CPU_BATCH_TOKENS,
             max_running_rows=spec.max_running_rows,
         )
-        context = spec.context_length or self.model_config.context_length
-        self.context_length = min(context, self.model_config.context_length)
+        config = self.model_config
+        # A sliding window is not implemented; rows that it holds as a whole do not need it.
+        longest = min(config.context_length, config.sliding_window or config.context_length)
+        self.context_length = min(spec.context_length or longest, longest)
         self._eos_ids = frozenset(self.model_config.eos_ids)
         self._refused: list[Completion] = []
         self._totals = EngineStats(total_pages=cache.pool.total)
@@ -115,6 +117,8 @@ class Engine:
         length, max_tokens = len(request.prompt), request.params.max_tokens
         if not length:
             self._refuse(request, "LLM_INVALID_REQUEST", {"reason": "the prompt has no tokens"})
+        elif max_tokens < 1:
+            self._refuse(request, "LLM_INVALID_REQUEST", {"reason": f"max_tokens is {max_tokens}, below 1"})
         elif length + max_tokens > limit:
             parameters = {"length": str(length), "max_tokens": str(max_tokens), "limit": str(limit)}
             self._refuse(request, "LLM_CONTEXT_LENGTH_EXCEEDED", parameters)
@@ -123,8 +127,10 @@ class Engine:
 
     def cancel(self, ids: Iterable[int]) -> None:
         """Forget rows and free their pages at once; they get no completion."""
-        for request_id in ids:
+        cancelled = set(ids)
+        for request_id in cancelled:
             self.scheduler.cancel(request_id)
+        self._refused = [refused for refused in self._refused if refused.id not in cancelled]
 
     def has_work(self) -> bool:
         """Whether ``step`` has anything to do."""

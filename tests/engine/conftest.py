@@ -133,7 +133,12 @@ class ModelPair:
         runner = Runner(decoder, pool, page_size, cascade=cascade)
         return Engine(spec, runner, CacheManager(pages, page_size), cast(Any, None), "float32")
 
-    def answer(
+    def answer(self, requests: Sequence[Request], **settings: Any) -> list[Completion]:
+        """The requests' answers in their order; settings are those of ``run``."""
+        done = self.run(requests, **settings)
+        return [done[request.id] for request in requests]
+
+    def run(
         self,
         requests: Sequence[Request],
         *,
@@ -141,12 +146,13 @@ class ModelPair:
         preempt_every: int = 0,
         clear_every: int = 0,
         late: int = 0,
+        before_step: Callable[[Engine, int], object] = lambda engine, step: None,
         **settings: Any,
-    ) -> list[Completion]:
-        """The requests' answers in their order.
+    ) -> dict[int, Completion]:
+        """Request id -> answer. Free pages are NaN in every step, and in the end nothing may be held.
 
-        Free pages are NaN in every step. preempt_every, clear_every: every so many steps a running row loses its
-        pages, or the cache all that nobody holds. late: so many requests come while the others run.
+        preempt_every, clear_every: every so many steps a running row loses its pages, or the cache all that
+        nobody holds. late: so many requests come while the others run. before_step: told the step's number.
         """
         engine = engine or self.engine(**settings)
         scheduler = engine.scheduler
@@ -164,15 +170,17 @@ class ModelPair:
                 scheduler.preempt(draw.choice(scheduler.running))
             if clear_every and step % clear_every == 0:
                 scheduler.cache.clear()
+            before_step(engine, step)
             poison(engine.runner.pool, pages[scheduler.cache.pool.is_free(pages)], engine.runner.page_size)
             for completion in engine.step():
                 assert completion.id not in done, "a row is answered twice"
                 done[completion.id] = completion
             step += 1
+            assert step < 100_000, "the engine makes no progress"
         assert scheduler.cache.tree.protected == 0
         scheduler.cache.clear()
         assert scheduler.cache.pool.free == scheduler.cache.pool.total, "pages leaked"
-        return [done[request.id] for request in requests]
+        return done
 
     @staticmethod
     def requests(prompts: Sequence[Sequence[int]], max_tokens: int, **options: Any) -> list[Request]:
@@ -239,11 +247,22 @@ class Case:
     expected: Reference
 
     def check(self, *, rows: int | None = None, reuse: bool = True, **settings: Any) -> list[Completion]:
-        """Answer (the first ``rows`` of) the prompts under the settings of ModelPair.answer, and compare."""
-        requests = self.model.requests(self.prompts[:rows], self.max_tokens, reuse=reuse)
-        answers = self.model.answer(requests, **settings)
-        Reference(self.expected.outputs[:rows], self.expected.gaps[:rows]).check(answers)
+        """Answer (the first ``rows`` of) the prompts under the settings of ModelPair.run, and compare."""
+        answers = self.model.answer(self.requests(rows, reuse=reuse), **settings)
+        self.compare(answers)
         return answers
+
+    def requests(self, rows: int | None = None, **options: Any) -> list[Request]:
+        """The first ``rows`` prompts; the id of a request is the place of its prompt."""
+        return self.model.requests(self.prompts[:rows], self.max_tokens, **options)
+
+    def compare(self, answers: Iterable[Completion]) -> None:
+        """AssertionError unless each answer is what transformers answers to the prompt of its id."""
+        answers = list(answers)
+        expected = self.expected
+        Reference(
+            [expected.outputs[answer.id] for answer in answers], [expected.gaps[answer.id] for answer in answers]
+        ).check(answers)
 
 
 @pytest.fixture(scope="session")

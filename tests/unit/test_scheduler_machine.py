@@ -49,7 +49,9 @@ class FakeRunner:
     """
 
     def __init__(self, cache: CacheManager, page_size: int, first_token: int, eos_id: int) -> None:
-        self.decoder = SimpleNamespace(config=SimpleNamespace(context_length=10_000, eos_ids=(eos_id,)))
+        self.decoder = SimpleNamespace(
+            config=SimpleNamespace(context_length=10_000, sliding_window=None, eos_ids=(eos_id,))
+        )
         self.cache = cache
         self.page_size = page_size
         self.first_token = first_token
