@@ -39,10 +39,12 @@ _AUTO_POOL_SHARE = 0.25  # of the memory that is available when the engine start
 class EngineStats:
     """Totals since the start, and what is there now. Seconds are wall time of the engine's thread.
 
+    tokens: through the model so far, prompts and answers, also of rows that are not done.
     forward_seconds: inside the model; step_seconds: whole steps, forward pass included.
     """
 
     steps: int = 0
+    tokens: int = 0
     step_seconds: float = 0.0
     forward_seconds: float = 0.0
     prompt_tokens: int = 0
@@ -169,6 +171,7 @@ class Engine:
             rows = [s.row for s in plan.rows if s.row.attempts >= _MAX_ATTEMPTS]
             return [self._give_up(row, error) for row in rows]
         self._totals.forward_seconds += time.perf_counter() - start
+        self._totals.tokens += plan.num_tokens
         return self.scheduler.commit(plan, tokens, self._eos_ids)
 
     def _give_up(self, row: Row, error: Exception) -> Completion:

@@ -22,6 +22,7 @@ from spark_llm.engine.service import process
 from spark_llm.engine.service.folder import EngineFolder, EngineState
 from spark_llm.engine.service.probe import probe
 from spark_llm.engine.service.process import ProcessId
+from spark_llm.engine.service.room import make_room
 from spark_llm.errors import LlmError
 
 MAIN = "spark_llm.engine.service.main"
@@ -58,10 +59,27 @@ def ensure(spec: EngineSpec, start_timeout: float) -> EngineState:
             return state
         folders.sweep()
         folder = folders.engine_folder(owner, spec.key)  # the engine that ended has taken its folder along
-        folder.forget_failure()
-        state = _spawn(Order(spec=spec, owner=owner, folder=str(folder.path), socket=folder.new_socket()))
-        _await_ready(state, folder, deadline, start_timeout)
-        return state
+        try:
+            return _start(spec, owner, folder, deadline, start_timeout)
+        except LlmError as error:
+            if error.condition != "LLM_NO_MEMORY":
+                raise
+            ended, busy = make_room(folder)
+            if ended:
+                return _start(spec, owner, folder, deadline, start_timeout)
+            if busy:
+                shared = error.parameters | {"model": spec.model, "others": ", ".join(busy)}
+                raise LlmError("LLM_NO_MEMORY_BESIDE", **shared) from error
+            raise
+
+
+def _start(
+    spec: EngineSpec, owner: ProcessId, folder: EngineFolder, deadline: float, start_timeout: float
+) -> EngineState:
+    folder.forget_failure()
+    state = _spawn(Order(spec=spec, owner=owner, folder=str(folder.path), socket=folder.new_socket()))
+    _await_ready(state, folder, deadline, start_timeout)
+    return state
 
 
 @contextlib.contextmanager

@@ -183,6 +183,6 @@ class EngineLoop:
         self._stats = self._engine.stats()
         now = time.monotonic()
         if now - self._rate[-1][0] >= RATE_SECONDS / 20:
-            self._rate.append((now, self._stats.computed_tokens + self._stats.output_tokens))
+            self._rate.append((now, self._stats.tokens))
             while now - self._rate[0][0] > RATE_SECONDS and len(self._rate) > 1:
                 self._rate.popleft()

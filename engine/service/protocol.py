@@ -74,7 +74,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What the ``status`` action answers; counters are totals since the engine started.
 
     owner: pid of the process whose end ends the engine (the executor's JVM).
-    tokens_per_second: computed prompt + output tokens over the last few seconds.
+    tokens_per_second: tokens through the model, prompts and answers, over the last few seconds.
     """
 
     pid: int

@@ -45,6 +45,7 @@ class FakeText:
 
 @dataclass
 class FakeStats:
+    tokens: int = 0
     waiting: int = 0
     running: int = 0
     free_pages: int = 10

@@ -16,6 +16,7 @@ import pytest
 from spark_llm.engine.service import folder as folders
 from spark_llm.engine.service import launch, process
 from spark_llm.engine.service.client import connect
+from spark_llm.engine.service.process import ProcessId
 from spark_llm.errors import LlmError
 
 pytestmark = pytest.mark.faults
@@ -129,3 +130,18 @@ def test_what_killed_engines_leave_behind_goes_after_a_day(engines: Engines) -> 
 
 def log_of(spec: Any) -> str:
     return folders.engine_folder(process.owner(), spec.key).log.read_text()
+
+
+def test_an_engine_without_memory_ends_idle_ones_of_its_executor_and_names_busy_ones(engines: Engines) -> None:
+    beside = connect(engines.spec(max_running_rows=4))
+    hungry = engines.spec(kv_cache_memory=1 << 60)
+    with beside.stream(engines.header(max_tokens=4096)) as stream:
+        stream.send(engines.rows(range(1)))
+        busy = failure_of(lambda: launch.ensure(hungry, 60.0))
+        assert busy.condition == "LLM_NO_MEMORY_BESIDE"
+        assert busy.parameters["others"] == engines.model
+        assert "kvCacheMemory" in str(busy)
+    with process.watching(ProcessId.of(beside.status().pid) or pytest.fail("the engine is gone")) as watch:
+        idle = failure_of(lambda: launch.ensure(hungry, 60.0))
+        assert idle.condition == "LLM_NO_MEMORY"
+        assert watch.wait(30.0), "an idle engine makes room"
