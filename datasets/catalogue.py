@@ -102,7 +102,7 @@ CATALOGUE: Mapping[str, Dataset] = {
                 40,
                 {
                     "question_id": "key",
-                    "product_id": "the product",
+                    "category": "the kind of product it asks about",
                     "question": "what a buyer may ask",
                 },
             ),

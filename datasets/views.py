@@ -25,10 +25,10 @@ def register(spark: SparkSession, name: str) -> list[str]:
 
 def to_spark(spark: SparkSession, frame: pd.DataFrame) -> DataFrame:
     """A DataFrame with NULL where pandas has NA, which pyspark would make NaN or "<NA>" without Arrow."""
-    return spark.createDataFrame(frame.astype(object).where(frame.notna(), None), schema=_schema(frame))
+    return spark.createDataFrame(frame.astype(object).where(frame.notna(), None), schema=to_spark_schema(frame))
 
 
-def _schema(frame: pd.DataFrame) -> str:
+def to_spark_schema(frame: pd.DataFrame) -> str:
     """Spark's DDL for a frame of integers, floats and strings."""
     return ", ".join(f"`{column}` {_type(frame[column])}" for column in frame.columns)
 

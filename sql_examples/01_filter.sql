@@ -1,18 +1,16 @@
 -- Filter: keep the rows whose answer passes.
--- Which sentences of reviews of a phone complain? A sentence is judged within its review, so the review repeats
--- for each of its sentences; it stands first, so that they share it.
--- data: products
+-- Which reviews pan a documentary? The plot repeats for every review of a film; it stands first, so that they share it.
+-- data: movies
 
-CREATE OR REPLACE TEMPORARY VIEW phone_sentences AS
-SELECT review_id, sentence_no, p.name AS product, r.body AS review, s.sentence, s.score
-FROM review_sentences AS s
-JOIN product_reviews AS r USING (review_id)
-JOIN products AS p USING (product_id)
-WHERE p.category = 'mobile phone' AND length(r.body) < 800;
+CREATE OR REPLACE TEMPORARY VIEW documentary_reviews AS
+SELECT r.review_id, m.title, m.plot, r.quote, r.verdict
+FROM reviews AS r
+JOIN movies AS m USING (movie_id)
+WHERE m.genre LIKE '%Documentary%';
 
-SELECT review_id, sentence_no, sentence, score AS score_by_people
-FROM phone_sentences
-WHERE llm('Classify the sentiment of the sentence as positive or negative. Reply with one word only.',
-          product, review, sentence,
+SELECT title, quote, verdict
+FROM documentary_reviews
+WHERE llm('Classify the sentiment of the review as positive or negative. Reply with one word only.',
+          plot, review => quote,
           system => 'You are a sentiment classifier. You reply with one word: positive or negative.',
           max_tokens => 3) ILIKE 'negative%';
