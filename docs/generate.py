@@ -82,7 +82,7 @@ def datasets_page() -> str:
         "`datasets.generate_movies(num_reviews, reviews_per_movie=31.0, plot_characters=680, quote_characters=113,",
         "duplicates=0.0, seed=0)` gives `movies` (movie_id, title, plot) and `reviews` (review_id, movie_id, quote) of",
         "any size. Texts are put together from the sentences of `products`: real English without a meaning. How many",
-        "reviews a film has varies (gamma distribution), rows are in random order, `duplicates` is the share of reviews",
+        "reviews a film has varies (gamma distribution), rows are in random order, `duplicates` is the share of those",
         "that repeat an earlier one of the same film. The same arguments give the same tables on any machine.",
         "",
     ]
