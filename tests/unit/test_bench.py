@@ -184,14 +184,15 @@ class TestChoice:
         asked = self.chosen(bench, monkeypatch, "--rows", "512", "--dtype", "float32")
         assert [entry[0] for entry in asked] == ["ours-core", "vllm", "openvino-led"]
 
-    def test_peers_get_few_rows_where_bfloat16_is_slow(self, bench, monkeypatch):
-        arguments = ("--rows", "64", "--only", "ours-core,vllm", "--dtype", "bfloat16")
+    def test_one_peer_gets_few_rows_where_bfloat16_is_slow(self, bench, monkeypatch):
+        arguments = ("--rows", "64", "--dtype", "bfloat16")
         assert self.chosen(bench, monkeypatch, *arguments) == [
             ("ours-core", "bfloat16", 64, 64),
-            ("vllm", "bfloat16", 16, 16),
+            ("vllm", "bfloat16", 8, 8),
         ]
         fast = self.chosen(bench, monkeypatch, *arguments, flags=["amx_bf16"])
-        assert fast[1] == ("vllm", "bfloat16", 64, 64)
+        assert ("vllm", "bfloat16", 64, 64) in fast
+        assert len(fast) == 6
 
     def test_an_unknown_engine_is_named(self, bench, monkeypatch, capsys):
         with pytest.raises(SystemExit):
