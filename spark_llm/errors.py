@@ -29,9 +29,7 @@ class LlmError(Exception):
         self.condition = condition
         self.parameters = {name: str(value) for name, value in parameters.items()}
         self.sql_state = entry["sqlState"]
-        self.message = re.sub(
-            r"<(\w+)>", lambda m: self.parameters.get(m.group(1), m.group(0)), entry["message"]
-        )
+        self.message = re.sub(r"<(\w+)>", lambda m: self.parameters.get(m.group(1), m.group(0)), entry["message"])
         super().__init__(f"[{condition}] {self.message} SQLSTATE: {self.sql_state}")
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -47,9 +47,7 @@ class RenderedWindow:
 
     def keys(self, rows: Ints) -> list[bytes]:
         """For each of ``rows`` 16 bytes a segment that are equal exactly for equal rows, in any window."""
-        digests = [
-            hashlib.blake2b(text.encode(), digest_size=16).digest() for text in self.dictionary.to_pylist()
-        ]
+        digests = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in self.dictionary.to_pylist()]
         return [b"".join([digests[code] for code in row]) for row in self.codes[rows].tolist()]
 
 
@@ -81,9 +79,7 @@ def render(prompt: pa.Array, fields: Sequence[pa.Array], specs: Sequence[FieldSp
     return RenderedWindow(encoded.dictionary.take(pa.array(order)), codes, asks)
 
 
-def request_batch(
-    window: RenderedWindow, rows: Ints, first_id: int, seed: int | None = None
-) -> pa.RecordBatch:
+def request_batch(window: RenderedWindow, rows: Ints, first_id: int, seed: int | None = None) -> pa.RecordBatch:
     """The REQUEST_SCHEMA batch that asks ``rows`` of a window, in this order, with ids from ``first_id`` on.
 
     With ``seed`` each row gets a seed of its own, made of ``seed`` and the row's segments.
@@ -97,9 +93,7 @@ def request_batch(
     if seed is not None:
         seeds = pa.array([row_seed(seed, key) for key in window.keys(rows)], pa.int64())
     ids = pa.array(np.arange(first_id, first_id + len(rows), dtype=np.int64))
-    return pa.RecordBatch.from_arrays(
-        [ids, pa.ListArray.from_arrays(offsets, segments), seeds], schema=REQUEST_SCHEMA
-    )
+    return pa.RecordBatch.from_arrays([ids, pa.ListArray.from_arrays(offsets, segments), seeds], schema=REQUEST_SCHEMA)
 
 
 def row_seed(seed: int, key: bytes) -> int:

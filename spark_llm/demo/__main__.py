@@ -24,13 +24,15 @@ def main() -> None:
     """Run the demo; exits with a message where something that it needs is missing."""
     parser = argparse.ArgumentParser(prog="spark_llm.demo", description=__doc__)
     parser.add_argument("examples", nargs="*", help="names of single examples, for example 01_filter")
+    parser.add_argument("--folder", type=Path, default=examples.FOLDER, help="where the *.sql files are")
     parser.add_argument("--json", type=Path, default=Path("build/demo.json"), help="where results go")
     arguments = parser.parse_args()
     if not shutil.which("java") and not os.environ.get("JAVA_HOME"):
         sys.exit("Spark needs Java 17 or 21: install a JRE (for example openjdk-17-jre-headless) or set JAVA_HOME.")
-    chosen = [e for e in examples.read_all() if not arguments.examples or e.name in arguments.examples]
+    known = examples.read_all(arguments.folder)
+    chosen = [e for e in known if not arguments.examples or e.name in arguments.examples]
     if not chosen:
-        sys.exit(f"There are: {', '.join(e.name for e in examples.read_all())}")
+        sys.exit(f"There are: {', '.join(e.name for e in known)}")
     results = run(chosen)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
@@ -53,7 +55,7 @@ def run(chosen: list[examples.Example]) -> dict[str, Any]:
             tables = datasets.register(spark, name)
             print(f"{name}: {', '.join(f'{t} ({spark.table(t).count():,} rows)' for t in tables)}")
         model = spark.conf.get("spark.llm.model", "default")
-        print(f"Starting an engine for the model {model} ...")
+        print(f"Starting an engine for the model {model} ...", flush=True)
         first = measure.run(spark, "SELECT llm('Say hello.', max_tokens => 2)")
         print(f"It answers after {first.wall_seconds:.1f} s.")
         compared = [_run_one(spark, example, f"{i}/{len(chosen)}") for i, example in enumerate(chosen, 1)]
@@ -85,11 +87,11 @@ def run(chosen: list[examples.Example]) -> dict[str, Any]:
 
 
 def _run_one(spark: SparkSession, example: examples.Example, position: str) -> measure.Comparison:
-    print(f"\n=== {position} {example.title}: sql_examples/{example.name}.sql\n\n{example.select}\n")
+    print(f"\n=== {position} {example.title}: {example.name}.sql\n\n{example.select}\n")
     spark.sql(example.create_view)
     print(f"Physical plan\n{show.plan(spark, example.select)}\n")
     ours = measure.run(spark, example.select)
-    print(f"First rows of {len(ours.rows):,}\n{show.first_rows(ours.rows)}\n")
+    print(f"First rows of {len(ours.rows):,}\n{show.first_rows(ours.rows)}\n", flush=True)
     result = measure.run_naively(spark, example, ours)
     print(f"Report\n{show.comparison(result)}", flush=True)
     return result

@@ -70,11 +70,15 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Comparison:
-    """An example's two runs. ``same`` of ``compared`` sampled rows came out alike; None for aggregates."""
+    """An example's two runs, the second on ``sampled`` rows of its view.
+
+    ``same`` of ``compared`` result rows of the sample came out alike in both; None for aggregates.
+    """
 
     example: Example
     ours: Measured
     naive: Measured
+    sampled: int
     same: int | None
     compared: int
 
@@ -96,7 +100,7 @@ def run(spark: SparkSession, select: str) -> Measured:
 
 def run_naively(spark: SparkSession, example: Example, ours: Measured) -> Comparison:
     """Run an example's query naively on a random sample of its view, which is put back afterwards."""
-    sample = _sample(spark.table(example.view))
+    sample, sampled = _sample(spark.table(example.view))
     try:
         sample.createOrReplaceTempView(example.view)
         with settings(spark, NAIVE):
@@ -104,9 +108,9 @@ def run_naively(spark: SparkSession, example: Example, ours: Measured) -> Compar
     finally:
         spark.sql(example.create_view)
     if example.is_aggregate:
-        return Comparison(example, ours, naive, None, 0)
+        return Comparison(example, ours, naive, sampled, None, 0)
     same, compared = _compare(sample, ours.rows, naive.rows)
-    return Comparison(example, ours, naive, same, compared)
+    return Comparison(example, ours, naive, sampled, same, compared)
 
 
 @contextlib.contextmanager
@@ -125,13 +129,13 @@ def settings(spark: SparkSession, values: Mapping[str, str]) -> Iterator[None]:
                 spark.conf.set(key, old)
 
 
-def _sample(table: DataFrame, rows: int = SAMPLED_ROWS, seed: int = 1) -> DataFrame:
-    """The same random rows every time, in one partition: the order of a hash of all columns."""
+def _sample(table: DataFrame, rows: int = SAMPLED_ROWS, seed: int = 1) -> tuple[DataFrame, int]:
+    """The same random rows every time, in one partition, and how many: first by a hash of all columns."""
     from pyspark.sql import functions as F
 
     mixed = F.xxhash64(F.lit(seed), *[F.col(name) for name in table.columns])
     chosen = table.orderBy(mixed).limit(rows).collect()
-    return table.sparkSession.createDataFrame(chosen, schema=table.schema).coalesce(1)
+    return table.sparkSession.createDataFrame(chosen, schema=table.schema).coalesce(1), len(chosen)
 
 
 def _compare(sample: DataFrame, ours: list[Row], naive: list[Row]) -> tuple[int, int]:

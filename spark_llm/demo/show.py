@@ -60,7 +60,9 @@ def comparison(result: Comparison) -> str:
     rows = [(name, _count(ours, key), _count(naive, key)) for name, key in _LINES]
     rows.append(("seconds", f"{ours.seconds:.1f}", f"{naive.seconds:.1f}"))
     rows.append(("seconds a row", f"{result.ours.seconds_per_row:.3f}", f"{result.naive.seconds_per_row:.3f}"))
-    text = table(rows, ["", "spark-llm", f"naive, {naive.rows} sampled"], numbers_from=1)
+    if ours.failed or naive.failed:
+        rows.append(("rows that failed", f"{ours.failed:,}", f"{naive.failed:,}"))
+    text = table(rows, ["", "spark-llm", f"naive, {result.sampled} rows sampled"], numbers_from=1)
     text += f"\n  {result.speedup:.1f}x less time a row than naively"
     if result.same is not None:
         text += f"; {result.same} of {result.compared} sampled result rows are the same"
