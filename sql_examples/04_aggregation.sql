@@ -1,11 +1,11 @@
 -- Aggregation over answers: the share of favourable reviews of each film, beside the critics' own verdicts.
 -- data: movies
 
-CREATE OR REPLACE TEMPORARY VIEW animated_film_reviews AS
+CREATE OR REPLACE TEMPORARY VIEW biography_reviews AS
 SELECT r.review_id, m.title, m.plot, r.quote, r.verdict
 FROM reviews AS r
 JOIN movies AS m USING (movie_id)
-WHERE m.genre LIKE '%Animation%';
+WHERE m.genre LIKE '%Biography%';
 
 SELECT title,
        count(*) AS reviews,
@@ -19,7 +19,7 @@ FROM (
              plot, review => quote,
              system => 'You are a sentiment classifier. You reply with one word: positive or negative.',
              max_tokens => 3) AS sentiment
-  FROM animated_film_reviews
+  FROM biography_reviews
 )
 GROUP BY title
 ORDER BY percent_positive DESC;
