@@ -52,8 +52,9 @@ def run(chosen: list[examples.Example]) -> dict[str, Any]:
     )
     try:
         for name in dict.fromkeys(e.dataset for e in chosen):
-            tables = datasets.register(spark, name)
-            print(f"{name}: {', '.join(f'{t} ({spark.table(t).count():,} rows)' for t in tables)}")
+            tables = datasets.CATALOGUE[name].tables
+            datasets.register(spark, name)
+            print(f"{name}: {', '.join(f'{table} ({tables[table].rows:,} rows)' for table in tables)}")
         model = spark.conf.get("spark.llm.model", "default")
         print(f"Starting an engine for the model {model} ...", flush=True)
         first = measure.run(spark, "SELECT llm('Say hello.', max_tokens => 2)")
