@@ -192,6 +192,19 @@ def test_prefixes_nest_to_any_depth() -> None:
     assert sum(b.keys.size for b in plan.shared) == 300
 
 
+def test_a_run_that_was_split_for_a_row_of_the_past_is_still_one_block() -> None:
+    """The tree holds two nodes, but the same rows stand on both."""
+    prompts = [*([1] * 100 + [3 + i] for i in range(4)), [1] * 50 + [2]]
+    for rows, scheduler in steps(prompts, page_size=1, batch=5000, late=4):
+        plan = check_attention(rows, scheduler, 1, 4, 2, cascade=True)
+        if len(rows) == 4 and all(s.count == 1 for s in rows):
+            assert [node.end for node in scheduler.cache.tree.nodes()][:1] == [50]
+            assert [b.keys.shape for b in plan.shared] == [(1, 100)]
+            break
+    else:
+        pytest.fail("the four rows never decoded alone")
+
+
 def test_a_long_chunk_is_cut_into_tiles_that_see_only_what_is_behind_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "QUERY_TILE", 32)
     rows, scheduler = nth_step(1, [list(range(200))], page_size=4, batch=96)

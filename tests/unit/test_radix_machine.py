@@ -158,9 +158,10 @@ class RadixMachine(RuleBasedStateMachine):
         tokens=st.lists(st.integers(0, 1), min_size=1, max_size=40),
         share=st.none() | st.tuples(st.integers(0, 99), st.integers(0, 40)),
         computed=st.integers(0, 40),
+        index=st.booleans(),
     )
-    def admit(self, tokens: list[int], share: tuple[int, int] | None, computed: int) -> None:
-        """A row comes: it adopts what is cached, and some of its further full pages are planned."""
+    def admit(self, tokens: list[int], share: tuple[int, int] | None, computed: int, index: bool) -> None:
+        """A row comes: it adopts what is cached, and gets pages for some of its further tokens."""
         if share is not None and self.cached:  # continue a cached prefix, so that long ones match too
             known = sorted(self.cached)[share[0] % len(self.cached)]
             tokens = [*known[: share[1]], *tokens]
@@ -177,10 +178,11 @@ class RadixMachine(RuleBasedStateMachine):
             self.release(holder)
             return
         holder.private = pages
-        self.index(holder)
+        if index:
+            self.index(holder)
 
     @precondition(lambda self: self.holders)
-    @rule(which=st.integers(0, 99), count=st.integers(1, 5), index=st.booleans())
+    @rule(which=st.integers(0, 99), count=st.integers(0, 5), index=st.booleans())
     def grow(self, which: int, count: int, index: bool) -> None:
         """A running row adopts what appeared meanwhile, or computes further pages; they enter the tree or not."""
         holder = self.holders[which % len(self.holders)]

@@ -63,6 +63,32 @@ def test_equal_prompts_compute_their_last_token_each() -> None:
     assert len(s) == 0
 
 
+def test_a_preempted_row_looks_for_its_prefix_again() -> None:
+    s = scheduler(64)
+    for id_ in range(2):
+        s.add(request(id_, [1, 2, 3, 4], max_tokens=3))
+    commit(s, s.plan())
+    twin = s.running[1]
+    assert twin.detached
+    s.preempt(twin)
+    assert not twin.detached
+    plan = s.plan()
+    assert shares(plan) == [(0, 4, 1), (1, 4, 1)]  # the other row's page of token 3 serves both now
+    commit(s, plan)
+    assert (twin.cached, twin.computed, twin.recomputed) == (3, 1, 0)
+    validate_invariants(s)
+
+
+@pytest.mark.parametrize("page_size", [1, 4])
+def test_whole_prompt_pages_stay_and_answers_do_not(page_size: int) -> None:
+    s = scheduler(64, page_size=page_size)
+    s.add(request(0, list(range(10)), max_tokens=9))
+    while len(s):
+        commit(s, s.plan())
+    assert [node.end for node in s.cache.tree.nodes()] == [10 // page_size * page_size]
+    assert s.cache.pool.free == 64 - 10 // page_size
+
+
 def test_without_reuse_nothing_is_matched_and_nothing_stays() -> None:
     s = scheduler(64)
     for id_ in range(2):

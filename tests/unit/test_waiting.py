@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 
@@ -154,17 +155,18 @@ def test_a_row_that_shares_nothing_is_admitted_although_others_keep_coming() -> 
 
 
 def test_old_rows_do_not_end_the_walk() -> None:
-    """Many rows are due at once: still most admissions follow one that shares their prefix."""
+    """160 rows of 20 groups starve behind a group that keeps growing, and are due at once: groups stay together."""
     queue = LongestPrefixFirst(patience=0)
     draw = random.Random(3)
-    pending = [[group, tail] for group in range(200) for tail in range(8)]
-    draw.shuffle(pending)
-    fill(queue, pending[:400])
-    together = 0
-    last = queue.pop()
-    for sequence, prompt in enumerate(pending[400:], start=400):
-        queue.push(row(sequence, prompt))
-        taken = queue.pop()
-        together += shared(taken, last) > 0
-        last = taken
-    assert together > 0.45 * (len(pending) - 400)
+    starving = [[group, tail] for group in range(1, 21) for tail in range(8)]
+    draw.shuffle(starving)
+    fill(queue, starving)
+    groups = []
+    for sequence in range(len(starving), len(starving) + 2000):
+        queue.push(row(sequence, [0, sequence]))
+        groups.append(int(queue.pop().request.prompt[0]))
+    assert set(groups) == set(range(21))
+    starved = [group for group in groups if group]
+    assert len(starved) == 160
+    switches = sum(a != b for a, b in itertools.pairwise(starved))
+    assert switches < 60  # one after another they would be about 150
