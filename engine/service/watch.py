@@ -21,6 +21,7 @@ from spark_llm.engine.service.process import ProcessId
 log = logging.getLogger("life")
 
 LOOK_SECONDS = 2.0  # between two looks at idleness and at the state file; the owner's end is noticed at once
+LOCK_SECONDS = 2.0  # a task that just lost its engine holds the lock; it may be about to end, too
 
 
 class Life:
@@ -40,13 +41,14 @@ class Life:
         self._ending.acquire()
         log.info("ends: %s", reason)
         # without the lock a new engine may be moving in: then its launcher owns the folder
-        with contextlib.suppress(Timeout, OSError), FileLock(self._folder.lock, timeout=0):
+        with contextlib.suppress(Timeout, OSError), FileLock(self._folder.lock, timeout=LOCK_SECONDS):
             state = self._folder.state()
             if state is None or state.socket == self._socket:
                 Path(self._socket).unlink(missing_ok=True)
                 if code == 0:
                     self._folder.remove()
-        if code == 0 and not self._owner.alive:
+        if code == 0 and not self._owner.alive:  # whoever holds the lock is an orphan, too
+            self._folder.remove()
             self._folder.lock.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # other engines of the owner still have files there
                 self._folder.path.parent.rmdir()

@@ -70,8 +70,12 @@ def fake_udf(sink: Any) -> Any:
     def llm(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:
         from spark_llm import udf
 
+        real = udf.client.connect
         udf.client.connect = lambda spec, start_timeout=0.0: FakeClient()  # type: ignore[assignment,return-value]
-        return udf.answer_task(batches, sink)
+        try:
+            yield from udf.answer_task(batches, sink)
+        finally:
+            udf.client.connect = real  # Spark uses a worker again, also for tests with the real engine
 
     llm.__annotations__ = {"batches": Iterator[tuple[pd.Series, ...]], "return": Iterator[pd.Series]}
     return pandas_udf(llm, "string")
