@@ -11,5 +11,5 @@ WHERE m.genre LIKE '%Family%';
 SELECT title, quote, verdict,
        llm('Why does the critic like or dislike the film? Answer in a few words.',
            plot, review => quote,
-           max_tokens => 16) AS reason
+           max_tokens => 10) AS reason
 FROM family_film_reviews;

@@ -10,7 +10,7 @@ JOIN movies AS m USING (movie_id)
 WHERE m.genre LIKE '%War%';
 
 SELECT title, quote, verdict,
-       llm('What is the film about? Answer in a few words.', plot, max_tokens => 16) AS about
+       llm('What is the film about? Answer in a few words.', plot, max_tokens => 10) AS about
 FROM war_film_reviews
 WHERE llm('Classify the sentiment of the review as positive or negative. Reply with one word only.',
           plot, review => quote,

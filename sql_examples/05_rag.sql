@@ -42,5 +42,5 @@ WHERE rank <= 4;
 SELECT camera, question, rank, review_id,
        llm('Answer the question from the review in a few words.',
            review, question,
-           max_tokens => 16) AS answer
+           max_tokens => 10) AS answer
 FROM retrieved;
