@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spark_llm.kernels.attention import attend, attend_reference, merge
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Products this small gain nothing from a second thread; on a busy machine two wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def draw(seed: int, *shape: int, scale: float = 1.0) -> Tensor:
