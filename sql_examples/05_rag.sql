@@ -1,4 +1,4 @@
--- Retrieval-augmented: for each question the four best matching reviews of each camera, by BM25 in plain SQL, and an
+-- Retrieval-augmented: for each question the three best matching reviews of each camera, by BM25 in plain SQL, and an
 -- answer from each of them. A review that many questions retrieve stands first in their prompts and is shared.
 -- data: products
 
@@ -37,7 +37,7 @@ ranked AS (
 SELECT camera, question_id, question, rank, review_id, passages.body AS review
 FROM ranked
 JOIN passages USING (review_id, camera)
-WHERE rank <= 4;
+WHERE rank <= 3;
 
 SELECT camera, question, rank, review_id,
        llm('Answer the question from the review in a few words.',

@@ -18,7 +18,7 @@ def test_the_long_field_stands_first_and_repeats(echo: SparkSession, example: ex
     datasets.register(echo, example.dataset)
     echo.sql(example.create_view)
     rows = echo.table(example.view).toPandas()
-    assert 100 <= len(rows) <= 250
+    assert 70 <= len(rows) <= 250
     long = "review" if example.name == "05_rag" else "plot"
     assert rows[long].nunique() * 3 <= len(rows)
     assert "ArrowEvalPython" in show.plan(echo, example.select)
@@ -31,18 +31,18 @@ def test_a_projection_gets_plot_then_review(echo: SparkSession) -> None:
     for row in echo.sql(example.select).collect():
         spec, prompt, plot, review = json.loads(row.reason)
         assert json.loads(spec)["fields"] == [{"name": "plot"}, {"name": "review"}]
-        assert json.loads(spec)["max_tokens"] == 16
+        assert json.loads(spec)["max_tokens"] == 12
         assert prompt.startswith("Why does the critic")
         assert review == row.quote
         assert len(plot) > 100
 
 
-def test_retrieval_takes_the_best_four_of_each_camera(echo: SparkSession) -> None:
+def test_retrieval_takes_the_best_three_of_each_camera(echo: SparkSession) -> None:
     (example,) = (e for e in examples.read_all() if e.name == "05_rag")
     datasets.register(echo, example.dataset)
     echo.sql(example.create_view)
     rows = echo.table(example.view).toPandas()
-    assert all(sorted(ranks) == [1, 2, 3, 4] for _, ranks in rows.groupby(["question", "camera"])["rank"])
+    assert all(sorted(ranks) == [1, 2, 3] for _, ranks in rows.groupby(["question", "camera"])["rank"])
     best = rows[(rows["rank"] == 1) & rows["question"].str.contains("battery")]
     assert best["review"].str.contains("batter").all()
 
