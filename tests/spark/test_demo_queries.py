@@ -20,7 +20,7 @@ def test_the_long_field_stands_first_and_repeats(echo: SparkSession, example: ex
     rows = echo.table(example.view).toPandas()
     assert 70 <= len(rows) <= 250
     long = "review" if example.name == "05_rag" else "plot"
-    assert rows[long].nunique() * 3 <= len(rows)
+    assert rows[long].nunique() * 2 <= len(rows)
     assert "ArrowEvalPython" in show.plan(echo, example.select)
 
 
@@ -31,7 +31,6 @@ def test_a_projection_gets_plot_then_review(echo: SparkSession) -> None:
     for row in echo.sql(example.select).collect():
         spec, prompt, plot, review = json.loads(row.reason)
         assert json.loads(spec)["fields"] == [{"name": "plot"}, {"name": "review"}]
-        assert json.loads(spec)["max_tokens"] == 12
         assert prompt.startswith("Why does the critic")
         assert review == row.quote
         assert len(plot) > 100
