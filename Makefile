@@ -52,7 +52,7 @@ bench: $(STAMP) ## the CPU engine beside its peers, one thread; cost of a step b
 bench-peers: $(STAMP) ## install what bench compares with, into .peers/ (several GB)
 	@benchmarks/install_peers.sh
 
-docs: $(STAMP) ## regenerate the references and the picture of the last demo
+docs: $(STAMP) ## regenerate the references that come from code
 	@$(BIN)/python -P docs/generate.py
 
 clean: ## remove what builds and runs left behind

@@ -1,6 +1,6 @@
-"""Draws the picture of the README from the numbers that `make demo` measured.
+"""Draws the picture of the README from the numbers that `make demo` measured, and keeps the numbers beside it.
 
-python benchmarks/plot_demo.py [--json build/demo.json] [--out docs/images/demo.svg]
+make demo && .venv/bin/python benchmarks/plot_demo.py
 """
 
 from __future__ import annotations
@@ -64,8 +64,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.json.is_file():
         raise SystemExit(f"{arguments.json} is missing: run `make demo` first.")
-    draw(json.loads(arguments.json.read_text("utf-8")), arguments.out)
-    print(f"wrote {arguments.out}")
+    text = arguments.json.read_text("utf-8")
+    draw(json.loads(text), arguments.out)
+    arguments.out.with_suffix(".json").write_text(text, "utf-8")
+    print(f"wrote {arguments.out} and {arguments.out.with_suffix('.json')}")
 
 
 if __name__ == "__main__":

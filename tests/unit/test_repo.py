@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -123,6 +124,18 @@ def test_generated_references_are_up_to_date() -> None:
     )
     assert generated.returncode == 0, generated.stdout + generated.stderr
     assert (ROOT / "docs" / "configuration.md").read_text("utf-8") == config_docs.render()
+
+
+def test_the_numbers_of_the_readme_are_those_of_its_picture() -> None:
+    text = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    results = json.loads((ROOT / "docs" / "images" / "demo.json").read_text("utf-8"))
+    queries = results["queries"].values()
+    speed = [query["speedup"] for query in queries]
+    hits = [query["ours"]["prefix_hit_rate"] for query in queries]
+    assert f"{min(speed):.1f} to {max(speed):.1f} times less time a row" in text
+    assert f"{100 * min(hits):.0f} to {100 * max(hits):.0f} % of the prompt tokens were reused" in text
+    assert f"({results['seconds']:.0f} s in all, {sum(query['ours']['rows'] for query in queries)} rows)" in text
+    assert all(query["same"] == query["compared"] for query in queries if query["same"] is not None)
 
 
 def test_links_between_documents_lead_somewhere() -> None:
