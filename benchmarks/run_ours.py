@@ -75,7 +75,8 @@ class Service:
         header = StreamOpen(params=SamplingParams(max_tokens=max_tokens), system=SYSTEM, instruction_segments=0)
         answers: dict[int, Answer] = {}
         with self.client.stream(header) as stream:
-            stream.send(pa.RecordBatch.from_arrays([ids, segments, seeds], schema=REQUEST_SCHEMA))
+            columns = [ids, segments, seeds, pa.nulls(len(rows), pa.binary())]
+            stream.send(pa.RecordBatch.from_arrays(columns, schema=REQUEST_SCHEMA))
             while (batch := stream.receive()) is not None:
                 for row in batch.to_pylist():
                     if row["error"]:

@@ -93,7 +93,8 @@ def request_batch(window: RenderedWindow, rows: Ints, first_id: int, seed: int |
     if seed is not None:
         seeds = pa.array([row_seed(seed, key) for key in window.keys(rows)], pa.int64())
     ids = pa.array(np.arange(first_id, first_id + len(rows), dtype=np.int64))
-    return pa.RecordBatch.from_arrays([ids, pa.ListArray.from_arrays(offsets, segments), seeds], schema=REQUEST_SCHEMA)
+    columns = [ids, pa.ListArray.from_arrays(offsets, segments), seeds, pa.nulls(len(rows), pa.binary())]
+    return pa.RecordBatch.from_arrays(columns, schema=REQUEST_SCHEMA)
 
 
 def row_seed(seed: int, key: bytes) -> int:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from spark_llm.engine.request import SamplingParams
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 REQUEST_SCHEMA = pa.schema(
     [
@@ -26,6 +26,7 @@ REQUEST_SCHEMA = pa.schema(
         # user message of the row: its segments joined are the text; a repeated segment travels once a batch
         pa.field("segments", pa.list_(pa.dictionary(pa.int32(), pa.utf8())), nullable=False),
         pa.field("seed", pa.int64()),  # NULL unless sampling with a seed
+        pa.field("key", pa.binary()),  # digest of the row's canonical arguments; NULL: never folded
     ]
 )
 
@@ -42,6 +43,8 @@ ANSWER_SCHEMA = pa.schema(
         pa.field("computed_tokens", pa.int64(), nullable=False),  # prompt_tokens - cached_tokens
         pa.field("recomputed_tokens", pa.int64(), nullable=False),  # again, after preemption or rollback
         pa.field("output_tokens", pa.int64(), nullable=False),
+        # True: the answer is that of a request of the query with an equal key; all token counts are 0
+        pa.field("folded", pa.bool_(), nullable=False),
     ]
 )
 
@@ -49,8 +52,10 @@ ANSWER_SCHEMA = pa.schema(
 class StreamOpen(msgspec.Struct, frozen=True, kw_only=True):
     """The header of a stream: all that is constant for its rows.
 
-    query: the Spark execution id ("" outside a query). client: whom scheduling charges.
+    query: the Spark execution id ("" outside a query: nothing folds there). client: whom scheduling charges.
     instruction_segments: how many leading segments of each row are instruction, not data.
+    later_calls: how many further calls of the query will ask, later, prompts that begin with the same
+    ``shared_segments`` leading segments as these rows (several calls over the same fields). A hint.
     reuse: False bypasses the prefix cache (the naive baseline).
     """
 
@@ -60,6 +65,8 @@ class StreamOpen(msgspec.Struct, frozen=True, kw_only=True):
     params: SamplingParams = SamplingParams()
     system: str | None = None
     instruction_segments: int = 1
+    later_calls: int = 0
+    shared_segments: int = 0
     reuse: bool = True
 
 

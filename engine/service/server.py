@@ -206,6 +206,7 @@ def _answer_batch(text: TextPipeline, header: StreamOpen, answers: list[tuple[in
         [c.computed_tokens for c in rows],
         [c.recomputed_tokens for c in rows],
         [len(c.output) for c in rows],
+        [False] * len(rows),
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, ANSWER_SCHEMA, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=ANSWER_SCHEMA)

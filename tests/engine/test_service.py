@@ -145,13 +145,20 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service
         engine.released.set()
 
 
-def batch_of(rows: dict[int, list[str]], seeds: list[int | None] | None = None) -> pa.RecordBatch:
+def batch_of(
+    rows: dict[int, list[str]], seeds: list[int | None] | None = None, keys: list[bytes | None] | None = None
+) -> pa.RecordBatch:
     """A window as the UDF builds it: every segment once, in this batch's own dictionary."""
     flat = [segment for row in rows.values() for segment in row]
     encoded = pa.array(flat, pa.utf8()).dictionary_encode()
     offsets = np.cumsum([0] + [len(row) for row in rows.values()])
     segments = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), encoded)
-    columns = [pa.array(list(rows), pa.int64()), segments, pa.array(seeds or [None] * len(rows), pa.int64())]
+    columns = [
+        pa.array(list(rows), pa.int64()),
+        segments,
+        pa.array(seeds or [None] * len(rows), pa.int64()),
+        pa.array(keys or [None] * len(rows), pa.binary()),
+    ]
     return pa.RecordBatch.from_arrays(columns, schema=REQUEST_SCHEMA)
 
 
@@ -180,7 +187,7 @@ def test_rows_come_back_with_text_and_counts(service: Service) -> None:
     assert found[9] == {
         "id": 9, "text": "éd :yaS", "finish_reason": "stop", "error": None, "prompt_tokens": 8,
         "instruction_tokens": 5, "cached_tokens": 5, "cached_instruction_tokens": 5, "computed_tokens": 3,
-        "recomputed_tokens": 0, "output_tokens": 8,
+        "recomputed_tokens": 0, "output_tokens": 8, "folded": False,
     }  # fmt: skip
     assert [(r.seed, r.client, r.params.max_tokens) for r in service.engine.seen] == [(None, "me", 3), (3, "me", 3)]
 

@@ -45,7 +45,8 @@ def request_batch(rows: list[list[str]]) -> pa.RecordBatch:
     segments = pa.array([segment for row in rows for segment in row], pa.utf8()).dictionary_encode()
     ids, seeds = pa.array(range(len(rows)), pa.int64()), pa.nulls(len(rows), pa.int64())
     lists = pa.ListArray.from_arrays(pa.array(offsets), segments)
-    return pa.RecordBatch.from_arrays([ids, lists, seeds], schema=REQUEST_SCHEMA)
+    keys = pa.nulls(len(rows), pa.binary())
+    return pa.RecordBatch.from_arrays([ids, lists, seeds, keys], schema=REQUEST_SCHEMA)
 
 
 def chat_ids(reference: PreTrainedTokenizerFast, text: str, system: str | None = None) -> list[int]:

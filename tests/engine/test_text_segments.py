@@ -223,6 +223,7 @@ def request_batch(rows: list[list[str]]) -> pa.RecordBatch:
         pa.array(range(len(rows)), pa.int64()),
         pa.ListArray.from_arrays(pa.array(offsets), segments),
         pa.nulls(len(rows), pa.int64()),
+        pa.nulls(len(rows), pa.binary()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=REQUEST_SCHEMA)
 

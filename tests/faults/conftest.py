@@ -65,7 +65,7 @@ class Engines:
     def rows(ids: range, text: str = "row") -> pa.RecordBatch:
         """A window of requests with one text a row."""
         segments = pa.array([[f"{text} {i}"] for i in ids], REQUEST_SCHEMA.field("segments").type)
-        columns = [pa.array(ids, pa.int64()), segments, pa.nulls(len(ids), pa.int64())]
+        columns = [pa.array(ids, pa.int64()), segments, pa.nulls(len(ids), pa.int64()), pa.nulls(len(ids), pa.binary())]
         return pa.RecordBatch.from_arrays(columns, schema=REQUEST_SCHEMA)
 
     @staticmethod

@@ -36,7 +36,7 @@ from spark_llm.engine.service.protocol import REQUEST_SCHEMA
 writer, reader = connection(sys.argv[1]).do_exchange(flight.FlightDescriptor.for_command(sys.argv[2].encode()))
 writer.begin(REQUEST_SCHEMA)
 segments = pa.array([["a long answer, please"]] * 20, REQUEST_SCHEMA.field("segments").type)
-columns = [pa.array(range(20), pa.int64()), segments, pa.nulls(20, pa.int64())]
+columns = [pa.array(range(20), pa.int64()), segments, pa.nulls(20, pa.int64()), pa.nulls(20, pa.binary())]
 writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=REQUEST_SCHEMA))
 print("sent", flush=True)
 reader.read_chunk()

@@ -41,7 +41,8 @@ def ask(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
     with client.stream(msgspec.json.decode(header, type=StreamOpen)) as stream:
         for ids in batches:
             segments = pa.array([[f"row {i}"] for i in ids], REQUEST_SCHEMA.field("segments").type)
-            columns = [pa.array(ids, pa.int64()), segments, pa.nulls(len(ids), pa.int64())]
+            nulls = [pa.nulls(len(ids), kind) for kind in (pa.int64(), pa.binary())]
+            columns = [pa.array(ids, pa.int64()), segments, *nulls]
             stream.send(pa.RecordBatch.from_arrays(columns, schema=REQUEST_SCHEMA))
             while stream.receive() is not None:
                 pass

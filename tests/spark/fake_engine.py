@@ -47,6 +47,7 @@ class FakeStream:
                     "computed_tokens": len(text) - 5,
                     "recomputed_tokens": 0,
                     "output_tokens": 3,
+                    "folded": False,
                 }
             )
         return pa.RecordBatch.from_pylist(rows, ANSWER_SCHEMA)

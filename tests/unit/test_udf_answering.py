@@ -35,7 +35,7 @@ class FakeStream:
         assert batch.schema == REQUEST_SCHEMA
         assert batch.num_rows
         self.sent.append(batch)
-        for number, segments, seed in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+        for number, segments, seed, _ in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             self.asked.append("".join(segments))
             self.waiting.append((number, "".join(segments), seed))
         self.most_waiting = max(self.most_waiting, len(self.waiting))
@@ -60,6 +60,7 @@ class FakeStream:
                     "computed_tokens": 3,
                     "recomputed_tokens": 1,
                     "output_tokens": 2,
+                    "folded": False,
                 }
             )
         return pa.RecordBatch.from_pylist(rows, ANSWER_SCHEMA)
@@ -271,6 +272,7 @@ class ForgetfulStream(FakeStream):
         columns = [counts if field.type == pa.int64() else ["a"] * len(ids) for field in ANSWER_SCHEMA]
         columns[ANSWER_SCHEMA.get_field_index("id")] = ids
         columns[ANSWER_SCHEMA.get_field_index("error")] = [None] * len(ids)
+        columns[ANSWER_SCHEMA.get_field_index("folded")] = [False] * len(ids)
         return pa.RecordBatch.from_arrays(
             [pa.array(column, field.type) for column, field in zip(columns, ANSWER_SCHEMA, strict=True)],
             schema=ANSWER_SCHEMA,
