@@ -233,9 +233,10 @@ class _Lookup:
         found[rows] = np.minimum(found[rows], self.numbers[slot[match]])
 
 
-def mix(values: Hashes, salt: Hashes) -> Hashes:
+def mix(values: Hashes, salt: Hashes | np.uint64) -> Hashes:
     """A hash of each value with its salt, uint64 (the finaliser of splitmix64; a bijection for each salt)."""
     mixed = values + (salt + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    final: Hashes = mixed ^ (mixed >> np.uint64(31))
+    return final
