@@ -12,10 +12,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from spark_llm.engine.request import Completion, Request
+from spark_llm.engine.service.folding import Answer, Claim, Flight, Folding, Stream
 from spark_llm.engine.service.protocol import EngineStatus
 
 if TYPE_CHECKING:
@@ -27,29 +28,20 @@ RATE_SECONDS = 5.0  # tokens per second are those of the last few seconds
 KEPT_QUERIES = 256  # finished queries whose counts the status still tells
 
 
-@dataclass(eq=False)
-class Stream:
-    """One exchange as the loop sees it. ``rows`` maps the engine's ids to the stream's; only the loop touches it.
+class EngineLoop:
+    """Runs ``engine`` in a thread until the process ends. ``on_fatal`` is told what no step can recover from.
 
-    outbox: lists of (row id, Completion), to be written to the client.
+    folding: where streams ask which of their rows are to be computed.
     """
 
-    query: str = ""
-    outbox: queue.SimpleQueue[list[tuple[int, Completion]]] = field(default_factory=queue.SimpleQueue)
-    rows: dict[int, int] = field(default_factory=dict)
-    closed: bool = False
-
-
-class EngineLoop:
-    """Runs ``engine`` in a thread until the process ends. ``on_fatal`` is told what no step can recover from."""
-
     def __init__(self, engine: Engine, on_fatal: Callable[[BaseException], None]) -> None:
+        self.folding = Folding()
         self._engine = engine
         self._on_fatal = on_fatal
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ids = itertools.count()
-        self._streams: dict[int, Stream] = {}  # engine id -> the stream that asked
-        self._rows_received = self._rows_answered = 0
+        self._flights: dict[int, Flight] = {}  # by the engine's id of its request
+        self._rows_received = self._rows_answered = self._rows_folded = 0
         self._queries: dict[str, list[int]] = {}
         self._rate: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
         self._stats = engine.stats()
@@ -74,9 +66,9 @@ class EngineLoop:
             self._idle_since = None
         self._inbox.put(lambda: self._count(stream.query, 0, 0))
 
-    def submit(self, stream: Stream, rows: list[int], requests: list[Request]) -> None:
-        """Gives ``requests`` to the engine; ``rows`` are the stream's own ids of them."""
-        self._inbox.put(lambda: self._add(stream, rows, requests))
+    def submit(self, stream: Stream, received: int, claim: Claim, requests: list[Request]) -> None:
+        """Gives the ``requests`` of the claim's flights to the engine: those of ``received`` rows that do not fold."""
+        self._inbox.put(lambda: self._add(stream, received, claim, requests))
 
     def close(self, stream: Stream) -> None:
         """Forgets the stream and cancels its rows before the next step."""
@@ -105,6 +97,7 @@ class EngineLoop:
             uptime=now - self._started,
             rows_received=self._rows_received,
             rows_answered=self._rows_answered,
+            rows_folded=self._rows_folded,
             prompt_tokens=stats.prompt_tokens,
             cached_tokens=stats.cached_tokens,
             computed_tokens=stats.computed_tokens,
@@ -144,32 +137,46 @@ class EngineLoop:
                 return
             message()
 
-    def _add(self, stream: Stream, rows: list[int], requests: list[Request]) -> None:
-        if stream.closed:
-            return
-        self._count(stream.query, len(rows), 0)
-        for row, request in zip(rows, requests, strict=True):
-            stream.rows[request.id] = row
-            self._streams[request.id] = stream
-            self._engine.add(request)
+    def _add(self, stream: Stream, received: int, claim: Claim, requests: list[Request]) -> None:
+        if not stream.closed:
+            self._count(stream.query, received, claim.answered)
+            self._rows_folded += claim.answered
+        for flight, request in zip(claim.flights, requests, strict=True):
+            if self.folding.wanted(flight):
+                self._compute(flight, request)
+
+    def _compute(self, flight: Flight, request: Request) -> None:
+        flight.request = request
+        self._flights[request.id] = flight
+        self._engine.add(request)
 
     def _cancel(self, stream: Stream) -> None:
-        if stream.rows:
-            log.info("cancelled rows=%d query=%r", len(stream.rows), stream.query)
-            self._engine.cancel(list(stream.rows))
-        for engine_id in stream.rows:
-            del self._streams[engine_id]
-        stream.rows.clear()
+        cancelled = self.folding.close(stream)
+        if cancelled:
+            log.info("cancelled rows=%d query=%r", len(cancelled), stream.query)
+            self._engine.cancel(cancelled)
+        for engine_id in cancelled:
+            del self._flights[engine_id]
 
     def _dispatch(self, completions: list[Completion]) -> None:
-        answers: dict[Stream, list[tuple[int, Completion]]] = {}
+        answers: dict[Stream, list[Answer]] = {}
         for completion in completions:
-            stream = self._streams.pop(completion.id, None)
-            if stream is not None:  # None: cancelled, but the engine had already refused it
-                answers.setdefault(stream, []).append((stream.rows.pop(completion.id), completion))
+            flight = self._flights.pop(completion.id, None)
+            if flight is None:  # cancelled, but the engine had already refused it
+                continue
+            told, again = self.folding.settle(flight, completion)
+            for stream, answered in told.items():
+                answers.setdefault(stream, []).extend(answered)
+            if again:
+                assert flight.request is not None
+                self._compute(flight, replace(flight.request, id=self.next_id()))
         for stream, answered in answers.items():
-            self._count(stream.query, 0, len(answered))
-            stream.outbox.put(answered)
+            self._tell(stream, answered)
+
+    def _tell(self, stream: Stream, answers: list[Answer]) -> None:
+        self._rows_folded += sum(answer.folded for answer in answers)
+        self._count(stream.query, 0, len(answers))
+        stream.outbox.put(answers)
 
     def _count(self, query: str, received: int, answered: int) -> None:
         self._rows_received += received

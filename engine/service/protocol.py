@@ -80,6 +80,7 @@ class StreamFailure(msgspec.Struct, frozen=True):
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What the ``status`` action answers; counters are totals since the engine started.
 
+    rows_folded: of rows_answered, those that got the answer of an equal row; tokens count what was computed.
     owner: pid of the process whose end ends the engine (the executor's JVM).
     tokens_per_second: tokens through the model, prompts and answers, over the last few seconds.
     """
@@ -91,6 +92,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     owner: int = 0
     rows_received: int = 0
     rows_answered: int = 0
+    rows_folded: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     computed_tokens: int = 0

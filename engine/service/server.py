@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import queue
@@ -14,8 +15,9 @@ import msgspec
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from spark_llm.engine.request import Completion, FinishReason, Request
-from spark_llm.engine.service.loop import EngineLoop, Stream
+from spark_llm.engine.request import FinishReason, Request
+from spark_llm.engine.service.folding import Answer, Stream
+from spark_llm.engine.service.loop import EngineLoop
 from spark_llm.engine.service.protocol import ANSWER_SCHEMA, PROTOCOL_VERSION, StreamFailure, StreamOpen
 from spark_llm.errors import LlmError
 
@@ -65,7 +67,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
         except LlmError as error:
             _fail(writer, error)
             return
-        stream = Stream(query=header.query)
+        stream = Stream(query=header.query, scope=_scope(header))
         self._loop.open(stream)
         requests = _Requests(self._loop, self._text, header, stream, reader)
         requests.start()
@@ -75,7 +77,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
             log.info("the client of query=%r went away", header.query)
         except Exception as error:
             log.exception("a stream of query=%r failed", header.query)
-            _fail(writer, LlmError("LLM_INVALID_REQUEST", reason=f"{type(error).__name__}: {error}"))
+            _fail(writer, _as_llm_error(error))
         finally:
             self._loop.close(stream)
             requests.join()  # the reader dies with this call, and a closed stream ends it
@@ -90,8 +92,9 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
     ) -> None:
         answered = 0
         while not context.is_cancelled():
-            if requests.error is not None:
-                _fail(writer, requests.error)
+            error = requests.error or stream.error
+            if error is not None:
+                _fail(writer, error)
                 return
             if requests.done and answered == requests.rows:
                 return
@@ -131,18 +134,29 @@ class _Requests(threading.Thread):
                 self._pass_on(self._reader.read_chunk().data)
         except StopIteration:
             self.done = True
-        except LlmError as error:
-            self.error = error
         except Exception as error:
-            log.exception("requests of query=%r cannot be read", self._header.query)
-            self.error = LlmError("LLM_INVALID_REQUEST", reason=f"{type(error).__name__}: {error}")
+            if not isinstance(error, LlmError):
+                log.exception("requests of query=%r cannot be read", self._header.query)
+            self.error = _as_llm_error(error)
         self._stream.outbox.put([])  # wakes the writer
 
     def _pass_on(self, batch: pa.RecordBatch) -> None:
+        claim = self._loop.folding.claim(self._stream, batch.column("id").to_pylist(), batch.column("key").to_pylist())
+        self.rows += batch.num_rows
+        try:
+            requests = self._requests(_rows(batch, claim.positions))
+        except Exception as error:
+            self._loop.folding.give_up(claim.flights, _as_llm_error(error))
+            raise
+        self._loop.submit(self._stream, batch.num_rows, claim, requests)
+
+    def _requests(self, batch: pa.RecordBatch) -> list[Request]:
+        if not batch.num_rows:
+            return []
         header, loop = self._header, self._loop
         prompts, instruction_tokens = self._text.encode(header, batch)
         is_stopped = self._text.stop_checker(header.params.stop)
-        requests = [
+        return [
             Request(
                 id=loop.next_id(),
                 prompt=prompt,
@@ -157,8 +171,6 @@ class _Requests(threading.Thread):
                 prompts, instruction_tokens.tolist(), batch.column("seed").to_pylist(), strict=True
             )
         ]
-        self.rows += len(requests)
-        loop.submit(self._stream, batch.column("id").to_pylist(), requests)
 
 
 def _header(command: bytes) -> StreamOpen:
@@ -172,6 +184,22 @@ def _header(command: bytes) -> StreamOpen:
     return header
 
 
+def _rows(batch: pa.RecordBatch, positions: list[int]) -> pa.RecordBatch:
+    return batch if len(positions) == batch.num_rows else batch.take(pa.array(positions, pa.int64()))
+
+
+def _scope(header: StreamOpen) -> bytes:
+    """What must be equal, beside the key, for rows of two streams to share an answer."""
+    constants = msgspec.json.encode((header.params, header.system))
+    return hashlib.blake2b(constants, digest_size=16).digest()
+
+
+def _as_llm_error(error: Exception) -> LlmError:
+    if isinstance(error, LlmError):
+        return error
+    return LlmError("LLM_INVALID_REQUEST", reason=f"{type(error).__name__}: {error}")
+
+
 def _fail(writer: flight.MetadataRecordBatchWriter, error: LlmError) -> None:
     failure = StreamFailure(error.condition, error.parameters)
     try:
@@ -180,9 +208,9 @@ def _fail(writer: flight.MetadataRecordBatchWriter, error: LlmError) -> None:
         log.info("no client left to tell: %s", error)
 
 
-def _take(outbox: queue.SimpleQueue[list[tuple[int, Completion]]]) -> list[tuple[int, Completion]]:
+def _take(outbox: queue.SimpleQueue[list[Answer]]) -> list[Answer]:
     """All answers that are ready; waits a moment if there are none."""
-    answers: list[tuple[int, Completion]] = []
+    answers: list[Answer] = []
     with contextlib.suppress(queue.Empty):
         answers += outbox.get(timeout=_POLL_SECONDS)
         while True:
@@ -190,12 +218,12 @@ def _take(outbox: queue.SimpleQueue[list[tuple[int, Completion]]]) -> list[tuple
     return answers
 
 
-def _answer_batch(text: TextPipeline, header: StreamOpen, answers: list[tuple[int, Completion]]) -> pa.RecordBatch:
-    rows = [completion for _, completion in answers]
+def _answer_batch(text: TextPipeline, header: StreamOpen, answers: list[Answer]) -> pa.RecordBatch:
+    rows = [answer.completion for answer in answers]
     good = [completion for completion in rows if completion.finish_reason != FinishReason.ERROR]
     texts = iter(text.decode([completion.output for completion in good], header.params.stop))
     columns = [
-        [row for row, _ in answers],
+        [answer.row for answer in answers],
         [None if c.finish_reason == FinishReason.ERROR else next(texts) for c in rows],
         [str(c.finish_reason) for c in rows],
         [None if c.error is None else str(LlmError(c.error[0], **c.error[1])) for c in rows],
@@ -205,8 +233,8 @@ def _answer_batch(text: TextPipeline, header: StreamOpen, answers: list[tuple[in
         [min(c.cached_tokens, c.instruction_tokens) for c in rows],
         [c.computed_tokens for c in rows],
         [c.recomputed_tokens for c in rows],
-        [len(c.output) for c in rows],
-        [False] * len(rows),
+        [0 if answer.folded else len(answer.completion.output) for answer in answers],
+        [answer.folded for answer in answers],
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, ANSWER_SCHEMA, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=ANSWER_SCHEMA)

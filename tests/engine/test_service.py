@@ -29,9 +29,15 @@ from spark_llm.errors import LlmError
 class FakeText:
     """Tokens are the UTF-8 bytes of a row's text; a row whose text is "unreadable" cannot be encoded."""
 
+    def __init__(self) -> None:
+        self.holding, self.held = threading.Event(), threading.Event()  # an unreadable batch waits for ``held``
+        self.held.set()
+
     def encode(self, header: StreamOpen, batch: pa.RecordBatch) -> tuple[list[TokenIds], npt.NDArray[np.int64]]:
         rows = batch.column("segments").to_pylist()
         if ["unreadable"] in rows:
+            self.holding.set()
+            self.held.wait(5)
             raise LlmError("LLM_CHAT_TEMPLATE_INVALID", model="fake", reason="unreadable")
         ids = [np.frombuffer("".join(row).encode(), np.uint8).astype(np.int32) for row in rows]
         return ids, np.array([len(row[0].encode()) for row in rows], np.int64)
@@ -243,6 +249,65 @@ def test_closing_a_stream_cancels_its_rows_while_another_goes_on(service: Servic
     status = service.client.status()
     assert status.queries["other"] == (2, 2)
     assert status.queries["closed"] == (50, 0)
+
+
+def test_equal_rows_of_a_query_are_computed_once(service: Service) -> None:
+    """In one batch, while they are on their way, and after; in another stream as well as in the same."""
+    first, second = (service.client.stream(StreamOpen(query="q")) for _ in range(2))
+    with first, second:
+        first.send(batch_of({1: ["wait"], 2: ["wait"], 3: ["other"]}, keys=[b"w", b"w", b"o"]))
+        wait_until(lambda: len(service.engine.seen) == 2)
+        second.send(batch_of({1: ["o", "ther"], 2: ["wait"], 3: ["mine"]}, keys=[b"o", b"w", b"m"]))
+        wait_until(lambda: len(service.engine.seen) == 3)
+        service.engine.released.set()
+        with service.client.stream(StreamOpen()) as other:
+            other.send(batch_of({1: ["wake"]}))
+            answers(other)
+        found = answers(first), answers(second)
+    assert [{row: found[n][row]["text"] for row in sorted(found[n])} for n in range(2)] == [
+        {1: "tiaw", 2: "tiaw", 3: "rehto"},
+        {1: "rehto", 2: "tiaw", 3: "enim"},
+    ]
+    folded = [row for n in range(2) for row in found[n].values() if row["folded"]]
+    assert len(folded) == 3
+    for row in folded:
+        assert {name: row[name] for name in row if name.endswith("_tokens")} == dict.fromkeys(
+            [name for name in row if name.endswith("_tokens")], 0
+        )
+    status = service.client.status()
+    assert (status.queries["q"], status.rows_folded) == ((6, 6), 3)
+
+
+def test_a_row_that_waits_for_a_closed_stream_is_answered(service: Service) -> None:
+    leader = service.client.stream(StreamOpen(query="q"))
+    leader.send(batch_of({1: ["wait"], 2: ["wait alone"]}, keys=[b"w", b"a"]))
+    wait_until(lambda: len(service.engine.seen) == 2)
+    with service.client.stream(StreamOpen(query="q")) as stream:
+        stream.send(batch_of({7: ["wait"], 8: ["now"]}, keys=[b"w", b"n"]))
+        wait_until(lambda: service.client.status().queries["q"] == (4, 1))
+        leader.close()
+        wait_until(lambda: bool(service.engine.cancelled))
+        assert [bytes(r.prompt.astype(np.uint8)) for r in service.engine.rows.values()] == [b"wait"]
+        service.engine.released.set()
+        stream.send(batch_of({9: ["wake"]}))
+        found = answers(stream)
+    assert {row: (found[row]["text"], found[row]["folded"]) for row in found} == {
+        7: ("tiaw", False), 8: ("won", False), 9: ("ekaw", False),
+    }  # fmt: skip
+
+
+def test_rows_that_wait_fail_with_the_batch_that_cannot_be_read(service: Service) -> None:
+    first, second = (service.client.stream(StreamOpen(query="q")) for _ in range(2))
+    service.engine.text.held = threading.Event()
+    with first, second:
+        first.send(batch_of({1: ["unreadable"]}, keys=[b"u"]))
+        wait_until(lambda: service.engine.text.holding.is_set())
+        second.send(batch_of({1: ["unreadable"], 2: ["b"]}, keys=[b"u", None]))
+        assert second.receive()["id"].to_pylist() == [2]  # type: ignore[index]
+        service.engine.text.held.set()
+        for stream in (first, second):
+            with pytest.raises(LlmError, match="LLM_CHAT_TEMPLATE_INVALID"):
+                answers(stream)
 
 
 def test_a_half_closed_stream_is_answered(service: Service) -> None:
