@@ -7,6 +7,9 @@ best first, comes to. Nothing is ever counted anew; fields that always come toge
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
@@ -16,10 +19,42 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
+class Taking(NamedTuple):
+    """How groups are taken: by ``weight · (count − 1) / count^damping``, greatest first.
+
+    Damping 0 is GGR's score, 1 the gain of each row. ``count`` is that of the rows, times ``scale`` where they are a
+    sample; only groups of at least ``least`` rows are taken.
+    """
+
+    damping: float
+    scale: float = 1.0
+    least: int = 2
+
+    def score(self, weight: Floats, count: Ints) -> Floats:
+        rows = count * self.scale
+        gain: Floats = weight * np.maximum(rows - 1, 0)
+        return gain if self.damping == 0 else gain / np.maximum(rows, 1) ** self.damping
+
+
+class Level(NamedTuple):
+    """The groups of one depth.
+
+    ``leader``: int64 [rows], the cell that leads each row's group, -1 for rows that have none. ``row`` and ``field``:
+    the cells that all rows of a group share, the leader among them. ``group``: int64 [rows], the number of each row's
+    group, -1 for none; ``score``: float64 [numbers], the score at which each was taken.
+    """
+
+    leader: Ints
+    row: Ints
+    field: Ints
+    group: Ints
+    score: Floats
+
+
 def fixed_order(cells: Ints, weights: Floats) -> Ints:
     """The fields by ``mean weight · (rows / distinct − 1)``, greatest first: the best single order by statistics.
 
-    ``cells`` [rows, fields] and ``weights`` [cell ids] are those of ``group_orders``.
+    ``cells`` [rows, fields] and ``weights`` [cell numbers] are those of ``group_orders``.
     """
     rows, fields = cells.shape
     if not rows:
@@ -38,67 +73,68 @@ def group_orders(cells: Ints, weights: Floats, damping: float, tail: Ints) -> In
 
     ``cells`` [rows, fields]: the number of each cell, equal where cells of a field are, never the same in two fields;
     the numbers of a field are adjacent. ``weights`` [cell numbers]: what it is worth to find the cell in a prefix.
-    Groups are taken by ``weight · (rows − 1) / rows^damping``: 0 is GGR's score, 1 the gain of each row. ``tail``: the
-    fields in the order of those that share nothing.
+    ``tail``: the fields in the order of those that share nothing.
     """
     rows, fields = cells.shape
-    rank = np.empty(fields, np.int64)
+    rank = np.empty(fields, np.int32)
     rank[tail] = np.arange(fields)
     depth = np.full((rows, fields), fields, np.int32)  # at which level a field is shared
-    row_hash = (mix(np.arange(rows, dtype=np.uint64), np.uint64(0)) >> np.uint64(11)).astype(np.float64)
-
-    useful = ((np.bincount(cells.ravel(), minlength=len(weights)) > 1) & (weights > 0))[cells]
-    row, field = np.nonzero(useful)
-    group = cells[useful]
-    group, weight = _dense(group, weights[group])
-    for level in range(fields):
-        if not len(row):
-            break
-        leader = _lead(row, group, weight, row_hash, damping)
-        # Cells of led rows go on to the next level; those that all rows of the new group have are shared at this one.
-        node = leader[row]
-        led = node >= 0
-        row, field, group, node = row[led], field[led], group[led], node[led]
-        if not len(row):
-            break
-        size = np.bincount(leader[leader >= 0], minlength=len(weight))
-        inner, count, cell_weight = _split(node, group, weight)
-        count_of = count[inner]
-        shared = count_of == size[node]
-        depth[row[shared], field[shared]] = level
-        goes_on = ~shared & (count_of > 1)
-        row, field, inner = row[goes_on], field[goes_on], inner[goes_on]
-        group, weight = _dense(inner, cell_weight[inner])
+    for number, level in enumerate(levels(cells, weights, Taking(damping))):
+        depth[level.row, level.field] = number
     # Of a row no two fields have the same key, so the key tells the field.
-    keys = np.sort(depth * np.int32(fields) + rank.astype(np.int32), axis=1)
+    keys = np.sort(depth * np.int32(fields) + rank, axis=1)
     orders: Ints = tail[keys % fields]
     return orders
 
 
-def _dense(group: Ints, weight_of: Floats) -> tuple[Ints, Floats]:
-    """Groups numbered anew without gaps, in the same order, and the weight of each; ``weight_of``: of each cell."""
-    if not len(group):
-        return group, np.empty(0)
-    used = np.zeros(int(group.max()) + 1, np.bool_)
-    used[group] = True
-    dense = (np.cumsum(used) - 1)[group]
-    weight = np.empty(int(np.count_nonzero(used)))
-    weight[dense] = weight_of
-    return dense, weight
+def levels(cells: Ints, weights: Floats, taking: Taking) -> Iterator[Level]:
+    """Take groups of all rows, then groups inside these, and so on, while rows share anything more."""
+    rows = len(cells)
+    row_hash = (mix(np.arange(rows, dtype=np.uint64), np.uint64(0)) >> np.uint64(11)).astype(np.float64)
+    useful = ((np.bincount(cells.ravel(), minlength=len(weights)) >= taking.least) & (weights > 0))[cells]
+    row, field = np.nonzero(useful)
+    cell = cells[useful]
+    group = cell
+    while len(row):
+        group, first = _dense(group)
+        cell_of = cell[first]
+        weight = weights[cell_of]
+        leader, score = _lead(row, group, weight, row_hash, taking)
+        # Cells of led rows go on to the next level; those that all rows of the new group have are shared at this one.
+        node = leader[row]
+        led = node >= 0
+        row, field, cell, group, node = row[led], field[led], cell[led], group[led], node[led]
+        if not len(row):
+            return
+        size = np.bincount(leader[leader >= 0], minlength=len(weight))
+        group, count = _split(node, group, len(weight))
+        shared = count == size[node]
+        yield Level(np.where(leader >= 0, cell_of[leader], -1), row[shared], field[shared], leader, score)
+        goes_on = ~shared & (count >= taking.least)
+        row, field, cell, group = row[goes_on], field[goes_on], cell[goes_on], group[goes_on]
 
 
-def _split(node: Ints, group: Ints, weight: Floats) -> tuple[Ints, Ints, Floats]:
-    """The parts of groups inside nodes: of each cell its part's number, of each part its count and weight."""
-    key, by = _sorted(node * len(weight) + group)
+def _dense(group: Ints) -> tuple[Ints, Ints]:
+    """Groups numbered anew without gaps, in the same order, and for each a place where it stands."""
+    place = np.full(int(group.max()) + 1, -1, np.int64)
+    place[group] = np.arange(len(group))
+    used = place >= 0
+    return (np.cumsum(used) - 1)[group], place[used]
+
+
+def _split(node: Ints, group: Ints, groups: int) -> tuple[Ints, Ints]:
+    """The parts of groups inside nodes: of each cell its part's number and its part's count."""
+    key, by = _sorted(node * groups + group)
     starts = np.flatnonzero(np.concatenate(([True], key[1:] != key[:-1])))
     count = np.diff(np.append(starts, len(key)))
-    inner = np.empty(len(key), np.int64)
-    inner[by] = np.repeat(np.arange(len(starts)), count)
-    return inner, count, weight[group[by[starts]]]
+    part, count_of = np.empty(len(key), np.int64), np.empty(len(key), np.int64)
+    part[by] = np.repeat(np.arange(len(starts)), count)
+    count_of[by] = np.repeat(count, count)
+    return part, count_of
 
 
 def _sorted(keys: Ints) -> tuple[Ints, Ints]:
-    """The keys in order, and where each stood. Sorting is several times as fast as sorting places by keys."""
+    """The keys in order, and where each stood. Sorting is faster than sorting places by keys."""
     bits = (len(keys) - 1).bit_length()
     if int(keys.max()).bit_length() + bits > 63:
         by = np.argsort(keys, kind="stable")
@@ -107,28 +143,31 @@ def _sorted(keys: Ints) -> tuple[Ints, Ints]:
     return packed >> bits, packed & ((1 << bits) - 1)
 
 
-def _lead(row: Ints, group: Ints, weight: Floats, row_hash: Floats, damping: float) -> Ints:
-    """The group that each row goes to, -1 for none, int64 [rows]. Cells are given by row."""
+def _lead(row: Ints, group: Ints, weight: Floats, row_hash: Floats, taking: Taking) -> tuple[Ints, Floats]:
+    """The group that each row goes to, -1 for none, and the score at which each group was taken. Cells stand by row."""
     leader = np.full(len(row_hash), -1, np.int64)
     groups = len(weight)
+    taken_at = np.zeros(groups)
     row, group, weight = _merge_equal(row, group, weight, row_hash)
     while len(row):
         count = np.bincount(group, minlength=groups)
-        divided = count - 1.0 if damping == 0 else (count - 1) / np.maximum(count, 1) ** damping
-        score = (weight * divided)[group]
+        score = taking.score(weight, count)
+        scores = score[group]
         starts = np.flatnonzero(np.concatenate(([True], row[1:] != row[:-1])))
         cells = np.diff(np.append(starts, len(row)))
-        best = np.repeat(np.maximum.reduceat(score, starts), cells)
+        best = np.repeat(np.maximum.reduceat(scores, starts), cells)
         # Of equal scores the lowest group counts, for all rows alike, so one group at least is every row's best.
-        choice = np.minimum.reduceat(np.where(score == best, group, groups), starts)
-        won = (np.bincount(choice, minlength=groups) == count)[choice]
+        choice = np.minimum.reduceat(np.where(scores == best, group, groups), starts)
+        is_best = np.bincount(choice, minlength=groups) == count
+        won = is_best[choice]
         leader[row[starts[won]]] = choice[won]
+        taken_at[choice[won]] = score[choice[won]]
         left = np.repeat(~won, cells)
         row, group = row[left], group[left]
         # A group that is down to one row gains nothing any more.
-        left = (np.bincount(group, minlength=groups) > 1)[group]
+        left = (np.bincount(group, minlength=groups) >= taking.least)[group]
         row, group = row[left], group[left]
-    return leader
+    return leader, taken_at
 
 
 def _merge_equal(row: Ints, group: Ints, weight: Floats, row_hash: Floats) -> tuple[Ints, Ints, Floats]:
@@ -145,5 +184,5 @@ def _merge_equal(row: Ints, group: Ints, weight: Floats, row_hash: Floats) -> tu
     same_as = np.empty(len(by), np.int64)
     same_as[by] = by[np.maximum.accumulate(np.where(first, np.arange(len(by)), 0))]
     kept = same_as[group] == group
-    merged: Floats = np.bincount(same_as, weights=weight, minlength=len(weight))
+    merged = np.asarray(np.bincount(same_as, weights=weight, minlength=len(weight)), np.float64)
     return row[kept], group[kept], merged

@@ -159,19 +159,19 @@ class OrderTable:
 
     def orders(self, hashes: Hashes) -> Ints:
         """The field order of each row, int64 [rows, fields], from the hashes of its values (``hash_values``)."""
-        return self._orders[self._nodes(hashes)]
+        return self._orders[self.nodes(hashes)]
 
     def place(self, hashes: Hashes) -> Placement:
         """Where rows of these value hashes, uint64 [rows, fields], go in a shuffle."""
-        nodes = self._nodes(hashes)
+        nodes = self.nodes(hashes)
         positions = min(self.num_fields, KEY_POSITIONS)
         fields = self._orders[nodes][:, :positions]
         key = mix(np.take_along_axis(hashes, fields, axis=1), fields.astype(np.uint64))
         lead = key[:, 0] if positions else np.zeros(len(hashes), np.uint64)
         return Placement(lead, key, self._roots[nodes])
 
-    def _nodes(self, hashes: Hashes) -> Ints:
-        """The innermost group of each row; ``num_groups`` where it has none."""
+    def nodes(self, hashes: Hashes) -> Ints:
+        """The innermost group of each row, int64 [rows]; ``num_groups`` where it has none. Hashes as for ``orders``."""
         if hashes.ndim != 2 or hashes.shape[1] != self.num_fields:
             raise ValueError(f"hashes of {self.num_fields} fields expected, not of shape {hashes.shape}")
         none = self.num_groups

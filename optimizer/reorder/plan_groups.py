@@ -1,0 +1,144 @@
+"""The groups of an order table: which (field, value) groups of a sample get an order of their own, and which order."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from spark_llm.optimizer.reorder.expected import Sample, best_fixed_order, numbered
+from spark_llm.optimizer.reorder.groups import Taking, levels
+from spark_llm.optimizer.reorder.hashing import Hashes
+from spark_llm.optimizer.reorder.order_table import MAX_LEVELS, Group, OrderTable
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+# Rows that a group must have in the sample: fewer are chance where the sample is a part of the table.
+_LEAST_ROWS, _LEAST_NESTED = 3, 8
+# What is known of a field inside all groups of one leading field counts as this many rows of each of them.
+_PRIOR_ROWS = 8.0
+# A field that repeats this often inside a group is shared by the whole of it.
+_CONSTANT = 0.97
+
+
+def grouped_table(sample: Sample, hashes: Hashes, fixed: Ints, damping: float, limit: int) -> OrderTable:
+    """A table of at most ``limit`` groups, taken by that damping (see ``Taking``). ``fixed``: the best single order."""
+    picked = _pick(sample, hashes, damping, limit)
+    plain = tuple(fixed.tolist())
+    # First which group each row is in, then the orders from the rows that are really there.
+    nodes = OrderTable(plain, [Group(*named, plain) for named in picked]).nodes(hashes)
+    order = fixed
+    outside = np.flatnonzero(nodes == len(picked))
+    if 1000 < len(outside) < len(nodes):
+        scale = sample.total_rows / len(nodes)
+        order = best_fixed_order(
+            Sample(sample.cells[outside], sample.lengths[outside], round(len(outside) * scale)), fixed
+        )
+    return OrderTable(order.tolist(), _with_orders(picked, nodes, sample, order))
+
+
+_Named = tuple[int, int, int]  # parent, field, hash
+
+
+def _pick(sample: Sample, hashes: Hashes, damping: float, limit: int) -> list[_Named]:
+    """The groups that gain most, parents before children, those of one parent by the order in which they were taken."""
+    rows, fields = sample.cells.shape
+    scale = sample.total_rows / rows
+    flat = sample.cells.ravel()
+    weights = np.zeros(int(flat.max()) + 1)
+    weights[flat] = sample.lengths.ravel()
+    field_of, hash_of = np.empty(len(weights), np.int64), np.empty(len(weights), np.uint64)
+    field_of[flat] = np.tile(np.arange(fields), rows)
+    hash_of[flat] = hashes.ravel()
+    weights *= weights
+    found: list[tuple[float, int, float, int, int]] = []  # gain, level, score, parent, cell
+    above = np.full(rows, -1, np.int64)
+    least = _LEAST_ROWS if scale > 1 else 2
+    for depth, level in enumerate(levels(sample.cells, weights, Taking(damping, scale, least))):
+        if depth == MAX_LEVELS:
+            break
+        here = np.full(rows, -1, np.int64)
+        led = np.flatnonzero(level.group >= 0)
+        number, first, count = numbered(level.group[led])
+        for row, size in zip(led[first].tolist(), count.tolist(), strict=True):
+            cell = int(level.leader[row])
+            gain = float(weights[cell]) * (size * scale - 1) if depth == 0 or size >= _LEAST_NESTED else 0.0
+            found.append((gain, depth, float(level.score[level.group[row]]), int(above[row]), cell))
+        here[led] = len(found) - len(first) + number
+        above = here
+    gains = np.array([gain for gain, *_ in found])
+    kept: set[int] = set()
+    for number in np.argsort(-gains, kind="stable").tolist():
+        parent = found[number][3]
+        if len(kept) < limit and gains[number] > 0 and (parent < 0 or parent in kept):
+            kept.add(number)
+    in_order = sorted(kept, key=lambda number: (found[number][1], -found[number][2], found[number][4]))
+    place = {number: place for place, number in enumerate(in_order)}
+    return [
+        (place.get(parent, -1), int(field_of[cell]), int(hash_of[cell]))
+        for _, _, _, parent, cell in (found[number] for number in in_order)
+    ]
+
+
+def _with_orders(picked: list[_Named], nodes: Ints, sample: Sample, default: Ints) -> list[Group]:
+    """The groups with their field orders.
+
+    The head of an order is what the whole group shares: its parent's head, its own field, fields that are constant
+    inside. The others follow by ``mean length · hit share / miss share`` inside the group.
+    """
+    fields = sample.cells.shape[1]
+    inside = _inside(picked, nodes)
+    share, length = _repetition(picked, inside, sample)
+    rank = np.empty(fields, np.int64)
+    rank[default] = np.arange(fields)
+    worth = length * share / (1 - share + 1e-3)
+    heads: list[list[int]] = []
+    groups = []
+    for number, (parent, field, value) in enumerate(picked):
+        head = list(heads[parent]) if parent >= 0 else []
+        if field not in head:
+            head.append(field)
+        by_worth = np.lexsort((rank, -worth[number])).tolist()
+        constant = share[number] > _CONSTANT
+        head += [f for f in by_worth if constant[f] and f not in head]
+        heads.append(head)
+        groups.append(Group(parent, field, value, tuple(head + [f for f in by_worth if f not in head])))
+    return groups
+
+
+def _inside(picked: list[_Named], nodes: Ints) -> list[tuple[Ints, Ints]]:
+    """Pairs of (rows, group) for each level: every group that a row is inside of, not only the innermost."""
+    parents = np.array([parent for parent, _, _ in picked] + [-1], np.int64)
+    pairs = []
+    rows = np.flatnonzero(nodes < len(picked))
+    group = nodes[rows]
+    while len(rows):
+        pairs.append((rows, group))
+        group = parents[group]
+        rows, group = rows[group >= 0], group[group >= 0]
+    return pairs
+
+
+def _repetition(picked: list[_Named], inside: list[tuple[Ints, Ints]], sample: Sample) -> tuple[Floats, Floats]:
+    """Inside each group, the share of rows whose value of a field an earlier row had, and the field's mean length:
+    float64 [groups, fields] both. Small groups borrow from all groups of the same leading field."""
+    fields, groups = sample.cells.shape[1], len(picked)
+    count = np.zeros(groups)
+    distinct, total = np.zeros((groups, fields)), np.zeros((groups, fields))
+    for rows, group in inside:
+        count += np.bincount(group, minlength=groups)
+        for field in range(fields):
+            cell = sample.cells[rows, field]
+            first = numbered(group * (int(cell.max()) + 1) + cell)[1]
+            distinct[:, field] += np.bincount(group[first], minlength=groups)
+            total[:, field] += np.bincount(group, weights=sample.lengths[rows, field], minlength=groups)
+    size = np.maximum(count, 1)[:, None]
+    # Of count rows, count - 1 could repeat an earlier one.
+    repeated = np.where(size > 1, (count[:, None] - distinct), 0.0)
+    leads = np.array([field for _, field, _ in picked], np.int64)
+    pooled, pooled_size = np.zeros((fields, fields)), np.zeros((fields, 1))
+    np.add.at(pooled, leads, repeated)
+    np.add.at(pooled_size, leads, size - 1)
+    prior = (pooled / np.maximum(pooled_size, 1))[leads]
+    share = (repeated + _PRIOR_ROWS * prior) / (size - 1 + _PRIOR_ROWS)
+    return np.clip(share, 0.0, 1.0), total / size

@@ -1,0 +1,147 @@
+"""From sampled rows to the order table of a query: one field order, and orders of their own for heavy groups.
+
+The sample holds hashes and lengths, no values. What is planned must hold for rows that the sample did not hold, so a
+group is made only where it is heavy in the whole table, and all of them only where they gain enough together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from spark_llm.optimizer.reorder.expected import Sample, best_fixed_order, distinct_in, numbered
+from spark_llm.optimizer.reorder.hashing import Hashes
+from spark_llm.optimizer.reorder.order_table import OrderTable
+from spark_llm.optimizer.reorder.plan_groups import grouped_table
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+# Share of the field tokens that groups must find beyond the best single order.
+_GAIN = 0.01
+# Of tables that share about as much, the one with the fewest groups.
+_ALIKE = 0.002
+_DAMPINGS = (0.4, 0.8, 0.0)
+_GROUP_LIMITS = (4096, 512)
+_LARGEST = 64
+
+
+class FieldStatistics(NamedTuple):
+    """Of one field in the whole table. ``distinct``: values, estimated where not known; ``length``: mean, in tokens;
+    ``score``: ``length² · (rows / distinct − 1)``, what its repetition is worth."""
+
+    distinct: float
+    length: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """An order table and what is expected of it, for the whole table.
+
+    Shares are of the tokens of fields, 0 to 1, as a prefix cache finds them: with ``table`` (``hits``), with the best
+    single order (``fixed_hits``), with fields as written and rows sorted (``written_hits``). ``duplicates``: the share
+    of rows that repeat an earlier row. ``cluster_hits``: (top-level group number, rows) of the 64 largest groups,
+    largest first. ``fields``: what is known of each field.
+    """
+
+    table: OrderTable
+    hits: float
+    fixed_hits: float
+    written_hits: float
+    duplicates: float
+    cluster_hits: list[tuple[int, float]]
+    fields: list[FieldStatistics]
+
+
+def plan_order(
+    hashes: Hashes,
+    lengths: Floats,
+    *,
+    total_rows: int | None = None,
+    distinct: Sequence[int | None] | None = None,
+    may_group: bool = True,
+) -> Decision:
+    """Plan the order table of a query. Pure: the same arguments give the same table.
+
+    ``hashes``: uint64 [rows, fields] (``hash_values``) of random rows of a table of ``total_rows`` (None: of all);
+    ``lengths``: float64 [rows, fields], each cell's in tokens, label included. ``distinct``: the number of distinct
+    values of each field in the whole table, where known. Raises ValueError where shapes do not agree.
+    """
+    rows, fields = hashes.shape
+    if lengths.shape != hashes.shape or (distinct is not None and len(distinct) != fields):
+        raise ValueError(f"{rows} x {fields} hashes, but lengths {lengths.shape} or distinct counts do not fit")
+    total = max(rows, total_rows or 0)
+    cells = np.empty((rows, fields), np.int64)
+    statistics, start = [], 0
+    for field in range(fields):
+        number, _, counts = numbered(hashes[:, field])
+        cells[:, field] = start + number
+        start += len(counts)
+        known = distinct[field] if distinct is not None else None
+        estimate = float(known) if known else distinct_in(counts, total)
+        length = float(lengths[:, field].mean()) if rows else 0.0
+        score = length * length * (total / max(min(estimate, total), 1) - 1)
+        statistics.append(FieldStatistics(estimate, length, score))
+    written = np.arange(fields)
+    if not rows or not fields:
+        return Decision(OrderTable.fixed(written.tolist()), 0.0, 0.0, 0.0, 0.0, [], statistics)
+    sample = Sample(cells, lengths.astype(np.float64), total)
+    by_score = np.argsort([-s.score for s in statistics], kind="stable")
+    written_hits = sample.hits(written)
+    candidates = [(sample.hits(order), order) for order in (best_fixed_order(sample, by_score), by_score)]
+    fixed_hits, fixed = max(candidates, key=lambda candidate: candidate[0])
+    table, hits = OrderTable.fixed(fixed.tolist()), fixed_hits
+    if may_group and fields > 1:
+        grouped, found = _best_groups(sample, hashes, fixed)
+        if grouped is not None and found >= fixed_hits + _GAIN:
+            table, hits = grouped, found
+    whole_rows = numbered_rows(cells)
+    return Decision(
+        table=table,
+        hits=hits,
+        fixed_hits=fixed_hits,
+        written_hits=written_hits,
+        duplicates=1 - distinct_in(whole_rows, total) / total,
+        cluster_hits=_clusters(table, hashes, total),
+        fields=statistics,
+    )
+
+
+def _best_groups(sample: Sample, hashes: Hashes, fixed: Ints) -> tuple[OrderTable | None, float]:
+    """The table with groups that shares most, and what it shares."""
+    tables = []
+    for damping in _DAMPINGS:
+        for limit in _GROUP_LIMITS:
+            table = grouped_table(sample, hashes, fixed, damping, limit)
+            tables.append((sample.hits(table.orders(hashes)), table))
+            if table.num_groups < limit:  # a lower limit changes little, a far lower one nothing
+                break
+    tables = [(found, table) for found, table in tables if table.num_groups]
+    if not tables:
+        return None, 0.0
+    most = max(found for found, _ in tables)
+    found, table = min((t for t in tables if t[0] >= most - _ALIKE), key=lambda t: (t[1].num_groups, -t[0]))
+    return table, found
+
+
+def numbered_rows(cells: Ints) -> Ints:
+    """How often each distinct row stands in ``cells``, int64 [distinct rows]."""
+    prefix = np.zeros(len(cells), np.int64)
+    counts = np.array([len(cells)], np.int64)
+    for field in range(cells.shape[1]):
+        prefix, _, counts = numbered(prefix * (int(cells[:, field].max()) + 1) + cells[:, field])
+        if len(counts) == len(cells):
+            break
+    return counts
+
+
+def _clusters(table: OrderTable, hashes: Hashes, total_rows: int) -> list[tuple[int, float]]:
+    group = table.place(hashes).group
+    counts = np.bincount(group[group >= 0], minlength=1)
+    largest = np.argsort(-counts, kind="stable")[:_LARGEST]
+    return [(int(g), float(counts[g]) * total_rows / len(hashes)) for g in largest if counts[g]]
