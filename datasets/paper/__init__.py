@@ -7,6 +7,16 @@
 """
 
 from spark_llm.datasets.paper.groups import disjoint_groups
+from spark_llm.datasets.paper.queries import QUERIES, PaperQuery, instruction
 from spark_llm.datasets.paper.tables import DISJOINT, TABLES, PaperTable, table
 
-__all__ = ["DISJOINT", "TABLES", "PaperTable", "disjoint_groups", "table"]
+__all__ = [
+    "DISJOINT",
+    "QUERIES",
+    "TABLES",
+    "PaperQuery",
+    "PaperTable",
+    "disjoint_groups",
+    "instruction",
+    "table",
+]

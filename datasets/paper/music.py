@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from spark_llm.datasets.paper.texts import Strings, Texts, entities, generator, missing, popular
+from spark_llm.datasets.paper.texts import Ints, Strings, Texts, entities, generator, missing, popular
 
 _LICENCES = ("publicdomain", "cc-zero")
 _LICENCE_URLS = (
@@ -23,9 +23,9 @@ def pdmx(rows: int, seed: int = 0) -> pd.DataFrame:
     Known: the fields (appendix B lists 60; without postdate, postid and text, which are BIRD's, they are the 57 of
     table 1), that path and metadata determine each other, and that hasannotations, hasmetadata, isdraft, isofficial,
     isuserpublisher and subsetall do, which only fields that are the same almost everywhere can; paths end in
-    46-character hashes; 738 input tokens. Assumed: that an eighth of the scores have a better version elsewhere, so
-    that bestpath and its like mostly repeat path; how often tags, genres and subtitles are missing; that composers
-    and publishers follow a heavy tail; the numbers' distributions.
+    46-character hashes; 738 input tokens. Assumed: that there are 1.8 scores of a song on average and many of a few,
+    so that bestpath and its like repeat; how often tags, genres and subtitles are missing; that composers and
+    publishers follow a heavy tail; the numbers' distributions.
     """
     random = generator("pdmx", seed)
     texts = Texts(random)
@@ -44,23 +44,25 @@ def pdmx(rows: int, seed: int = 0) -> pd.DataFrame:
         chosen = values[popular(random, len(values), max(rows, len(values)), skew)[:rows]]
         return missing(chosen, flag(1 - share))
 
-    def versions(share: float) -> tuple[Strings, npt.NDArray[np.bool_]]:
-        other = flag(share)
-        return np.where(other, path[random.integers(0, max(rows, 1), rows)], path), ~other
+    def best_of(versions: Ints) -> tuple[Strings, npt.NDArray[np.bool_]]:
+        _, first, song = np.unique(versions, return_index=True, return_inverse=True)
+        return path[first[song]], first[song] == np.arange(rows)
 
     odd = flag(0.002)  # the group of fields that determine each other
     licence = random.choice(2, rows, p=[0.85, 0.15])
     rated, has_lyrics, has_annotations = flag(0.06), flag(0.3), ~odd
     title = texts.texts(rows, 4, spread=0.5, end="")
-    song = np.where(flag(0.75), title, texts.texts(rows, 4, spread=0.5, end=""))
+    songname = np.where(flag(0.75), title, texts.texts(rows, 4, spread=0.5, end=""))
     composers = texts.names(entities(rows, 9), 2)
     bars, beats_a_bar = counts(40), random.choice([4, 3, 2, 6], rows, p=[0.6, 0.2, 0.1, 0.1])
     beats = bars * beats_a_bar
     seconds = np.round(beats * 60.0 / random.choice([120, 100, 80, 60, 140], rows, p=[0.6, 0.1, 0.1, 0.1, 0.1]), 1)
     notes = counts(350)
-    best_path, is_best = versions(0.12)
-    best_arrangement, is_best_arrangement = versions(0.1)
-    best_unique, is_best_unique = versions(0.08)
+    song = popular(random, entities(rows, 1.8), rows, 1.6)
+    arrangement = np.where(flag(0.8), song, rows + np.arange(rows))
+    best_path, is_best = best_of(song)
+    best_arrangement, is_best_arrangement = best_of(arrangement)
+    best_unique, is_best_unique = best_of(np.where(flag(0.9), arrangement, 2 * rows + np.arange(rows)))
     tracks = np.array(_TRACKS, object)[random.choice(len(_TRACKS), rows, p=_zipf(len(_TRACKS)))]
     return pd.DataFrame(
         {
@@ -88,7 +90,7 @@ def pdmx(rows: int, seed: int = 0) -> pd.DataFrame:
             "genre": some(np.array(_GENRES, object), 0.12),
             "groups": some(texts.names(entities(rows, 60), 2), 0.1),
             "tags": some(texts.names(entities(rows, 12), 1), 0.35),
-            "songname": song,
+            "songname": songname,
             "title": title,
             "subtitle": missing(texts.texts(rows, 4, end=""), flag(0.75)),
             "artistname": some(composers, 0.3),
