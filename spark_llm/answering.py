@@ -1,7 +1,8 @@
 """Windows of rows in, answers out in the rows' order: what a task does between Spark and its engine.
 
-A window is rendered, folded and sorted, then sent; several are in flight, so that the engine has work while
-Spark reads and writes. This module knows no Spark: it takes Arrow columns and an open stream.
+A window's rows are looked up by their canonical arguments; what is new is rendered, sorted and sent. Several windows
+are in flight, so that the engine has work while Spark reads and writes. This module knows no Spark: it takes Arrow
+columns and an open stream.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from spark_llm.call import FieldSpec
+from spark_llm.canonical import row_keys, row_seed
 from spark_llm.errors import LlmError
+from spark_llm.optimizer.reorder.hashing import hash_values
 from spark_llm.optimizer.reorder.window import prefix_order
-from spark_llm.prompt import RenderedWindow, render, request_batch
+from spark_llm.prompt import asks, render, request_batch
 from spark_llm.tally import Counts
 
 if TYPE_CHECKING:
     from spark_llm.engine.service.client import AnswerStream
+    from spark_llm.optimizer.reorder.order_table import OrderTable
 
 Ints = npt.NDArray[np.int64]
 Answers = npt.NDArray[np.object_]
@@ -45,17 +49,21 @@ _SUMMED = (
 class AnswerSettings:
     """How a task's rows are answered.
 
-    window_rows: rows rendered and sent together. windows_in_flight: how many windows' rows may wait for the
-    engine. fold: equal rows share a call. seed: of sampled calls that are to repeat. fail: a row that cannot
-    be answered fails the query instead of being NULL.
+    call: what a row's answer depends on beside its arguments (``CallSpec.canonical``). window_rows: rows rendered and
+    sent together. windows_in_flight: how many windows' rows may wait for the engine. fold: equal rows share a call.
+    seed: of sampled calls that are to repeat. fail: a row that cannot be answered fails the query instead of being
+    NULL. order: the field order of each row, None as written. instruction_last: the fields stand before the prompt.
     """
 
     fields: Sequence[FieldSpec]
     window_rows: int
     windows_in_flight: int
     fold: bool
+    call: bytes = b""
     seed: int | None = None
     fail: bool = False
+    order: OrderTable | None = None
+    instruction_last: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -150,41 +158,68 @@ class Answering:
             self.ended = True
             return
         self.read += len(columns[0])
-        rendered = render(columns[0], columns[1:], self._settings.fields)
-        rows = np.flatnonzero(rendered.asks)
-        order = prefix_order(rendered.codes[rows], self._settings.fold)
-        asked = rows[order.order]
+        rows = np.flatnonzero(asks(columns[0], columns[1:]))
+        keys = self._keys(columns, rows)
         call = np.full(len(columns[0]), -1, np.int64)
-        call[rows] = order.call
         window = _Window(call, [])
-        keys = rendered.keys(asked) if self._settings.fold else [None] * len(asked)
-        new = self._join(window, keys)
+        call[rows], new = self._join(window, keys if self._settings.fold else [None] * len(rows))
         window.own = len(new)
-        if new:
-            self._send(rendered, asked[new], [window.calls[position] for position in new])
+        if len(new):
+            self._send([column.take(pa.array(rows[new])) for column in columns], window, call[rows[new]], keys[new])
         self._queue.append(window)
 
-    def _join(self, window: _Window, keys: Sequence[bytes | None]) -> list[int]:
-        """Give a window its calls, those of earlier windows for equal keys; the positions that are new."""
-        new = []
+    def _keys(self, columns: list[pa.Array], rows: Ints) -> Answers:
+        """The canonical arguments of ``rows``, where they matter: bytes, else None."""
+        keys = np.full(len(rows), None, np.object_)
+        if (self._settings.fold or self._settings.seed is not None) and len(rows):
+            keys[:] = row_keys([column.take(pa.array(rows)) for column in columns], self._settings.call)
+        return keys
+
+    def _join(self, window: _Window, keys: Iterable[bytes | None]) -> tuple[Ints, Ints]:
+        """Give a window its calls, one for equal keys, those of earlier windows too.
+
+        For each key the number of its call in the window, and the positions of the keys whose call is new.
+        """
+        numbers, new = [], []
+        own: dict[bytes, int] = {}
         for position, key in enumerate(keys):
+            if key is not None and key in own:
+                numbers.append(own[key])
+                continue
             call = self._memory.get(key) if key is not None else None
             if call is None:
                 call = _Call(key)
                 new.append(position)
             if key is not None:
+                own[key] = len(window.calls)
                 self._memory[key] = call
                 self._memory.move_to_end(key)
+            numbers.append(len(window.calls))
             window.calls.append(call)
             if not call.done:
                 call.waiting.append(window)
                 window.open += 1
         while len(self._memory) > REMEMBERED_WINDOWS * self._settings.window_rows:
             self._memory.popitem(last=False)
-        return new
+        return np.array(numbers, np.int64), np.array(new, np.int64)
 
-    def _send(self, rendered: RenderedWindow, rows: Ints, calls: list[_Call]) -> None:
-        batch = request_batch(rendered, rows, self._next_id, self._settings.seed)
+    def _send(self, columns: list[pa.Array], window: _Window, numbers: Ints, keys: Answers) -> None:
+        """Ask for rows in prefix order. numbers: of their calls in the window; keys: their canonical arguments."""
+        settings = self._settings
+        orders = None
+        if settings.order is not None and len(columns) > 1:
+            orders = settings.order.orders(np.stack([hash_values(column) for column in columns[1:]], axis=1))
+        rendered = render(columns[0], columns[1:], settings.fields, orders, settings.instruction_last)
+        order = prefix_order(rendered.codes)
+        asked = keys[order].tolist()
+        batch = request_batch(
+            rendered,
+            order,
+            self._next_id,
+            keys=asked if settings.fold else None,
+            seeds=None if settings.seed is None else [row_seed(settings.seed, key) for key in asked],
+        )
+        calls = [window.calls[number] for number in numbers[order]]
         self._asked.update(enumerate(calls, self._next_id))
         self._next_id += len(calls)
         if self._stream is None:
@@ -199,20 +234,20 @@ class Answering:
         assert batch is not None, "the stream knows of no open row, but rows are open"
         for name in _SUMMED:
             setattr(self.counts, name, getattr(self.counts, name) + int(np.sum(_column(batch, name))))
-        for number, text, error in zip(
-            batch["id"].to_pylist(), batch["text"].to_pylist(), batch["error"].to_pylist(), strict=True
-        ):
-            self._settle(self._asked.pop(number), text, error)
+        columns = (batch[name].to_pylist() for name in ("id", "text", "error", "folded"))
+        for number, text, error, folded in zip(*columns, strict=True):
+            self._settle(self._asked.pop(number), text, error, folded)
         self.counts.last_answer = time.time()
         self.on_progress(False)
 
-    def _settle(self, call: _Call, text: str | None, error: str | None) -> None:
+    def _settle(self, call: _Call, text: str | None, error: str | None, folded: bool) -> None:
         call.text, call.done = text, True
         for window in call.waiting:
             window.open -= 1
         call.waiting.clear()
         if error is None:
-            self.counts.calls += 1
+            self.counts.calls += not folded
+            self.counts.duplicates += folded  # of a row of another task, or of an earlier evaluation
             return
         if call.key is not None:
             self._memory.pop(call.key, None)  # an equal row later gets a chance of its own

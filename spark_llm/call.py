@@ -1,12 +1,17 @@
-"""What one ``llm(...)`` call in a query is: its fields' names and its constant options.
+"""What one ``llm(...)`` call in a query is: its fields' names, its constant options, and what the rules decided.
 
-The function builder writes a CallSpec into the plan as the UDF's first argument (a JSON literal); the UDF
-reads it in the task. Options left None take the session's configuration in the task.
+The function builder writes a CallSpec into the plan as the UDF's first argument (a JSON literal), the plan rules
+write their decisions into it, so that EXPLAIN shows them, and the UDF reads it in the task. Options left None take
+the session's configuration in the task.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
+
+Order = Literal["auto", "as_written"]
 
 
 class FieldSpec(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -17,8 +22,42 @@ class FieldSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     json: bool = False
 
 
+class PromptPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a call's prompts are put together, as the prompt rules decided (CONTRACTS.md 1 and 2), and why.
+
+    fields: numbers of the fields in the order in which rows render them that no group takes; empty: as written.
+    table: digest of the order table that gives groups of rows an order of their own; None: there is none.
+    instruction_last: the fields stand before the instruction. later_calls: how many calls of the query ask later
+    about the same rows' fields. fields_why, instruction_why: for EXPLAIN; "" is: not decided.
+    """
+
+    fields: tuple[int, ...] = ()
+    table: str | None = None
+    fields_why: str = ""
+    instruction_last: bool = False
+    instruction_why: str = ""
+    later_calls: int = 0
+
+
+class RowPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the plan rules did about a call's rows: so that a rule knows its own work, and for EXPLAIN.
+
+    fold: rows with equal arguments are answered once; fold_why: why not. is_sorted: the call's input is sorted by its
+    prompts, in partitions of ``partitions`` if that is not 0. order_why: "" is: not decided.
+    """
+
+    fold: bool = False
+    fold_why: str = ""
+    is_sorted: bool = False
+    partitions: int = 0
+    order_why: str = ""
+
+
 class CallSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The constant part of a call; ``fields`` are in the order of the UDF's columns after the prompt."""
+    """The constant part of a call; ``fields`` are in the order of the UDF's columns after the prompt.
+
+    order: the call's own option; ``as_written`` keeps prompt rules away from it. prompt, rows: set by rules.
+    """
 
     fields: tuple[FieldSpec, ...] = ()
     model: str | None = None
@@ -29,6 +68,9 @@ class CallSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     top_k: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    order: Order | None = None
+    prompt: PromptPlan | None = None
+    rows: RowPlan | None = None
 
     def encode(self) -> str:
         """The JSON text that stands in the plan; equal specs give equal text."""
@@ -38,3 +80,14 @@ class CallSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def decode(text: str) -> CallSpec:
         """The inverse of ``encode``; msgspec.ValidationError for other text."""
         return msgspec.json.decode(text, type=CallSpec)
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Do equal arguments give equal answers? Not if answers are drawn without a seed (CONTRACTS.md 3)."""
+        return not self.temperature or self.seed is not None
+
+    def canonical(self) -> bytes:
+        """What, beside a row's own arguments, its answer depends on: parameters, template, schema, order policy."""
+        prompt = self.prompt or PromptPlan()
+        policy = PromptPlan(fields=prompt.fields, table=prompt.table, instruction_last=prompt.instruction_last)
+        return msgspec.json.encode(msgspec.structs.replace(self, prompt=policy, rows=None, order=None))

@@ -70,12 +70,6 @@ class LlmConf:
         "2",
         "Windows of a task that the engine holds at a time; with 2 it never waits for the next one.",
     )
-    fold_duplicates: bool = _key(
-        "foldDuplicates",
-        BOOLEAN,
-        "true",
-        "Answer rows of a window with equal arguments once.",
-    )
     progress: str = _key(
         "progress",
         choice("auto", "true", "false"),
@@ -86,13 +80,58 @@ class LlmConf:
         "optimizer.enabled",
         BOOLEAN,
         "true",
-        "Let Catalyst rules change the plan of queries that call llm(). No rule changes a query's result.",
+        "Let Catalyst rules change the plan of queries that call llm(). No rule changes which rows a query has.",
     )
-    order_rows: bool = _key(
-        "optimizer.orderRows.enabled",
+    may_change_prompts: bool = _key(
+        "optimizer.mayChangePrompts",
         BOOLEAN,
         "true",
-        "Sort the rows of each task by the call's arguments, so that rows with equal prefixes are neighbours.",
+        "Let rules change the order of fields and the place of the instruction in prompts (reorderColumns, "
+        "placeInstruction), so that prompts share more. Off: each prompt is as the query writes it.",
+    )
+    place_instruction: bool = _key(
+        "optimizer.placeInstruction.enabled",
+        BOOLEAN,
+        "true",
+        "Put the instruction behind the fields where several calls of a query ask about the same fields.",
+    )
+    reorder_columns: bool = _key(
+        "optimizer.reorderColumns.enabled",
+        BOOLEAN,
+        "true",
+        "Put fields that repeat first in the prompt, by statistics. A call's `order => 'as_written'` wins over it.",
+    )
+    deduplicate_prompts: bool = _key(
+        "optimizer.deduplicatePrompts.enabled",
+        BOOLEAN,
+        "true",
+        "Answer rows with equal arguments once per query.",
+    )
+    reorder_rows: bool = _key(
+        "optimizer.reorderRows.enabled",
+        BOOLEAN,
+        "true",
+        "Bring rows whose prompts begin alike into one task, by a hash exchange, and sort them there.",
+    )
+    reorder_rows_partitions: int = _key(
+        "optimizer.reorderRows.partitions",
+        integer(0),
+        "0",
+        "Partitions of that exchange; 0 makes as many as tasks run at a time, and more where a partition would keep "
+        "an engine busy for over a minute.",
+    )
+    statistics_enabled: bool = _key(
+        "optimizer.statistics.enabled",
+        BOOLEAN,
+        "true",
+        "Let the rules run a Spark job for statistics of a call's input where the catalog has none: counts of rows and "
+        "distinct values, and hashes of at most 20,000 rows. Never for EXPLAIN, once for each input.",
+    )
+    statistics_max_size: int = _key(
+        "optimizer.statistics.maxSize",
+        SIZE,
+        "1g",
+        "The job runs only where the files and cached tables below the call are smaller than this.",
     )
     dtype: str = _key(
         "engine.dtype",

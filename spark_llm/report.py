@@ -130,6 +130,16 @@ class Reports:
             total.add(counts)
         return _report(query, total, {prompt: _report(query, c, {}) for prompt, c in by_call.items()})
 
+    def tokens_per_second(self) -> float | None:
+        """What the application's newest query of some size came to, through the model, prompts and answers; None
+        before there was one."""
+        for query in reversed(self.tally.queries()):
+            report = self.report(query)
+            tokens = 0 if report is None else report.computed_tokens + report.output_tokens
+            if report is not None and tokens >= _RATED_TOKENS and report.seconds > 0:
+                return tokens / report.seconds
+        return None
+
     def all(self) -> list[Report]:
         """The reports of all queries, oldest first."""
         found = [self.report(query) for query in self.tally.queries()]
@@ -142,6 +152,7 @@ class Reports:
             self._listener.close()
 
 
+_RATED_TOKENS = 2000  # fewer say more about starting than about speed
 _lock = threading.Lock()
 _installed: weakref.WeakKeyDictionary[SparkContext, Reports] = weakref.WeakKeyDictionary()
 

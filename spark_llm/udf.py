@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -13,10 +13,11 @@ import pyarrow as pa
 from spark_llm import config
 from spark_llm.answering import Answering, AnswerSettings, rechunk
 from spark_llm.backchannel import Sender
-from spark_llm.call import CallSpec
+from spark_llm.call import CallSpec, PromptPlan
 from spark_llm.engine.request import SamplingParams
 from spark_llm.engine.service import client
 from spark_llm.engine.service.protocol import StreamOpen
+from spark_llm.optimizer.reorder.order_table import OrderTable
 from spark_llm.tally import TaskUpdate
 from spark_llm.worker_socket import WorkerSocket
 
@@ -33,25 +34,27 @@ VARYING_PROMPTS = "(a prompt for each row)"
 Batch = tuple[pd.Series, ...]
 
 
-def make_udf(reports: Reports) -> Any:
+def make_udf(reports: Reports, tables: Mapping[str, bytes] | None = None) -> Any:
     """The UDF for ``reports``' SparkContext: (CallSpec as JSON, prompt, fields ...) STRING -> answer STRING.
 
+    tables: the order tables that specs name, encoded; they travel with the function to every task.
     Returns a pyspark UserDefinedFunction, deterministic; the function builder asks for the other kind where a
     call samples without a seed.
     """
     from pyspark.sql.functions import pandas_udf
 
     sink = reports.sink
+    known = dict(tables or {})
 
     def llm(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:
-        return answer_task(batches, sink)
+        return answer_task(batches, sink, known)
 
     # The hints must be objects for Spark to see what kind of UDF this is; here they would be text.
     llm.__annotations__ = {"batches": Iterator[tuple[pd.Series, ...]], "return": Iterator[pd.Series]}
     return pandas_udf(llm, "string")
 
 
-def answer_task(batches: Iterator[Batch], sink: ReportSink) -> Iterator[pd.Series]:
+def answer_task(batches: Iterator[Batch], sink: ReportSink, tables: Mapping[str, bytes]) -> Iterator[pd.Series]:
     """Answer one task's rows in order; contacts no engine unless a row needs one. Raises LlmError."""
     from pyspark import TaskContext
 
@@ -69,7 +72,7 @@ def answer_task(batches: Iterator[Batch], sink: ReportSink) -> Iterator[pd.Serie
         engine = client.connect(conf.engine_spec(spec.model), conf.start_timeout)
         return engine.stream(stream_header(spec, conf, query))
 
-    answering = Answering(answer_settings(spec, conf), open_stream)
+    answering = Answering(answer_settings(spec, conf, tables), open_stream)
     update = TaskUpdate(
         query=query,
         task=secrets.token_hex(8),
@@ -92,17 +95,27 @@ def answer_task(batches: Iterator[Batch], sink: ReportSink) -> Iterator[pd.Serie
         teller.close()
 
 
-def answer_settings(spec: CallSpec, conf: LlmConf) -> AnswerSettings:
+def answer_settings(spec: CallSpec, conf: LlmConf, tables: Mapping[str, bytes]) -> AnswerSettings:
     """A call's constants and the session's configuration -> how a task answers."""
-    samples = bool(spec.temperature)
+    plan = spec.prompt or PromptPlan()
     return AnswerSettings(
         fields=spec.fields,
+        call=spec.canonical(),
         window_rows=conf.window_rows,
         windows_in_flight=conf.windows_in_flight,
-        fold=conf.fold_duplicates and (not samples or spec.seed is not None),
-        seed=spec.seed if samples else None,
+        fold=spec.rows is not None and spec.rows.fold and spec.is_repeatable,
+        seed=spec.seed if spec.temperature else None,
         fail=conf.on_error == "fail",
+        order=order_table(plan, tables),
+        instruction_last=plan.instruction_last,
     )
+
+
+def order_table(plan: PromptPlan, tables: Mapping[str, bytes]) -> OrderTable | None:
+    """The order table of a call; None where its fields stand as written."""
+    if plan.table is not None:
+        return OrderTable.decode(tables[plan.table])
+    return OrderTable.fixed(plan.fields) if plan.fields else None
 
 
 def stream_header(spec: CallSpec, conf: LlmConf, query: str) -> StreamOpen:
@@ -113,7 +126,16 @@ def stream_header(spec: CallSpec, conf: LlmConf, query: str) -> StreamOpen:
         stop=spec.stop,
         **given,
     )
-    return StreamOpen(query=query, params=params, system=spec.system, reuse=conf.prefix_cache)
+    plan = spec.prompt or PromptPlan()
+    return StreamOpen(
+        query=query,
+        params=params,
+        system=spec.system,
+        instruction_segments=0 if plan.instruction_last else 1,
+        later_calls=plan.later_calls,
+        shared_segments=len(spec.fields) if plan.instruction_last else 0,
+        reuse=conf.prefix_cache,
+    )
 
 
 def prompt_label(prompts: pd.Series) -> str:

@@ -29,19 +29,19 @@ UDF_NAME = "llm"  # the PythonUDF's name in plans, and the name that shim.java l
 
 
 class Operator:
-    """A Python callable as the JVM's ``UnaryOperator``: gets ``(session, argument)``, returns a JVM object.
+    """A Python callable as the JVM's ``UnaryOperator``: gets the session and what the shim has, returns a JVM object.
 
     What it raises is returned as a JVM exception, which the shim throws: users see an ordinary Spark error, not
     py4j's traceback of a traceback.
     """
 
-    def __init__(self, catalyst: Catalyst, call: Callable[[Jvm, Jvm], Jvm]) -> None:
+    def __init__(self, catalyst: Catalyst, call: Callable[..., Jvm]) -> None:
         self._catalyst = catalyst
         self._call = call
 
-    def apply(self, pair: Jvm) -> Jvm:
+    def apply(self, given: Jvm) -> Jvm:
         try:
-            return self._call(pair[0], pair[1])
+            return self._call(*given)
         except Exception as error:
             return self._catalyst.exception(error)
 
@@ -84,8 +84,11 @@ class Catalyst:
         """A function builder of Catalyst: ``call(session, Seq of argument expressions)`` makes the expression."""
         return self._new("Builder", Operator(self, call))
 
-    def rule(self, call: Callable[[Jvm, Node], Node]) -> Jvm:
-        """An optimizer rule: ``call(session, plan)`` gives the new plan, for plans that hold an llm() call."""
+    def rule(self, call: Callable[[Jvm, Node, bool], Node]) -> Jvm:
+        """An optimizer rule: ``call(session, plan, explaining)`` gives the new plan, for plans that hold an llm() call.
+
+        explaining: the plan is wanted only to be shown.
+        """
         return self._new("Rule", Operator(self, call))
 
     def _compile(self) -> Jvm:
@@ -127,6 +130,27 @@ class Catalyst:
         """A STRING literal."""
         return self.expressions.Literal.create(text, self.types.StringType)
 
+    def number(self, value: int) -> Expression:
+        """An INT literal."""
+        return self.expressions.Literal.create(value, self.types.IntegerType)
+
+    def long(self, value: int) -> Expression:
+        """A BIGINT literal."""
+        return self._questions.bigint(str(value))
+
+    def binary(self, value: bytes | None) -> Expression:
+        """A BINARY literal."""
+        return self.expressions.Literal(value, self.types.BinaryType)
+
+    def modulo(self, expression: Expression, divisor: int) -> Expression:
+        """``pmod(expression, divisor)`` of a BIGINT."""
+        return self.expressions.Pmod(expression, self.long(divisor))
+
+    def repartition(self, expressions: Iterable[Expression], child: Node, partitions: int) -> Node:
+        """An exchange of ``child`` by hash of the expressions, whose number of partitions stays as it is."""
+        repartition = module(self.plans, "RepartitionByExpression")
+        return repartition.apply(self.seq(expressions), child, partitions)
+
     def pretty_sql(self, expression: Expression) -> str:
         """The expression as Spark would write it as a column's name: ``upper(a)``."""
         util = module(self.jvm.org.apache.spark.sql.catalyst.util, "package")
@@ -160,6 +184,34 @@ class Catalyst:
     def is_call(self, node: Node) -> bool:
         """Is this very node an ArrowEvalPython of llm() calls?"""
         return bool(self._questions.isCall(node))
+
+    def holds_python(self, plan: Node) -> bool:
+        """Does the plan hold a Python function, llm() or another?"""
+        return bool(self._questions.holdsPython(plan))
+
+    def has_udf(self, plan: Node) -> bool:
+        """Does the plan hold a function of the user's, in Python or for the JVM?"""
+        return bool(self._questions.hasUdf(plan))
+
+    def has_input(self, expression: Expression, plan: Node) -> bool:
+        """Does the plan give all columns that the expression needs?"""
+        return bool(self._questions.hasInput(expression, plan))
+
+    def is_file_relation(self, leaf: Node) -> bool:
+        return bool(self._questions.isFileRelation(leaf))
+
+    def is_local_rdd(self, leaf: Node) -> bool:
+        """Is the leaf an RDD of rows at hand, without Python code?"""
+        return bool(self._questions.isLocalRdd(leaf))
+
+    def has_equality(self, join: Node) -> bool:
+        """Does the join compare a column of one side with one of the other?"""
+        return bool(self._questions.hasEquality(join))
+
+    def rdd_partitions(self, leaf: Node) -> int | None:
+        """Partitions of a leaf that is an RDD; None for others."""
+        found = int(self._questions.partitions(leaf))
+        return found if found >= 0 else None
 
     def is_deterministic(self, node: Node) -> bool:
         """Are the node's own expressions (not its children's) deterministic?"""

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable, Container, Iterable
 from typing import NamedTuple
 
-from spark_llm.optimizer.catalyst.bridge import Catalyst, Node
+from spark_llm.optimizer.catalyst.bridge import Node
+from spark_llm.optimizer.catalyst.context import Context
 
 logger = logging.getLogger("spark_llm.optimizer")
 
@@ -18,17 +19,17 @@ class Rule(NamedTuple):
     """
 
     name: str
-    apply: Callable[[Node, Catalyst], Node]
+    apply: Callable[[Node, Context], Node]
 
 
-def run_rules(plan: Node, rules: Iterable[Rule], enabled: Container[str], catalyst: Catalyst) -> Node:
+def run_rules(plan: Node, rules: Iterable[Rule], enabled: Container[str], context: Context) -> Node:
     """``plan`` after those ``rules`` that are enabled. A rule that throws, or whose plan is unsound, is skipped."""
     for rule in rules:
         if rule.name not in enabled:
             continue
         try:
-            changed = rule.apply(plan, catalyst)
-            problem = catalyst.problem(plan, changed)
+            changed = rule.apply(plan, context)
+            problem = context.catalyst.problem(plan, changed)
         except Exception:
             logger.warning("Rule %s failed; the plan stays as it was.", rule.name, exc_info=True)
             continue

@@ -4,14 +4,24 @@
 package sparkllm;
 
 import java.util.function.UnaryOperator;
+import org.apache.spark.Dependency;
+import org.apache.spark.rdd.RDD;
+import org.apache.spark.sql.catalyst.expressions.And;
+import org.apache.spark.sql.catalyst.expressions.EqualTo;
 import org.apache.spark.sql.catalyst.expressions.Expression;
+import org.apache.spark.sql.catalyst.expressions.Literal;
 import org.apache.spark.sql.catalyst.expressions.PythonUDF;
 import org.apache.spark.sql.catalyst.expressions.aggregate.AggregateFunction;
 import org.apache.spark.sql.catalyst.plans.logical.ArrowEvalPython;
+import org.apache.spark.sql.catalyst.plans.logical.Join;
 import org.apache.spark.sql.catalyst.plans.logical.LogicalPlan;
 import org.apache.spark.sql.catalyst.trees.TreeNode;
 import org.apache.spark.sql.catalyst.trees.TreePattern;
 import org.apache.spark.sql.classic.SparkSession;
+import org.apache.spark.sql.execution.LogicalRDD;
+import org.apache.spark.sql.execution.datasources.HadoopFsRelation;
+import org.apache.spark.sql.execution.datasources.LogicalRelation;
+import org.apache.spark.sql.types.DataTypes;
 import org.apache.spark.unsafe.Platform;
 import scala.collection.Iterator;
 
@@ -39,13 +49,25 @@ public final class Rule extends org.apache.spark.sql.catalyst.rules.Rule {
   public TreeNode apply(TreeNode plan) {
     if (!plans.holdsCall((LogicalPlan) plan)) return plan;
     try {
-      Object answer = python.apply(new Object[] {SparkSession.active(), plan});
+      Object answer = python.apply(new Object[] {SparkSession.active(), plan, Boolean.valueOf(isExplained())});
       if (answer instanceof LogicalPlan) return (LogicalPlan) answer;
       LOG.warn("The rules of spark-llm failed; the plan stays as it was: " + answer);
     } catch (RuntimeException lostPython) {
       LOG.warn("The rules of spark-llm did not run; the plan stays as it was.", lostPython);
     }
     return plan;
+  }
+
+  /** Is the plan wanted only to be shown? Every execution shows its plan, too, but inside SQLExecution. */
+  private static boolean isExplained() {
+    StackTraceElement[] frames = new Throwable().getStackTrace();
+    boolean shown = false;
+    for (int i = 0; i < frames.length; i++) {
+      if (frames[i].getClassName().contains("ExplainCommand")) return true;
+      if (frames[i].getMethodName().startsWith("explainString")) shown = true;
+      if (frames[i].getClassName().contains("SQLExecution")) return false;
+    }
+    return shown;
   }
 }
 
@@ -69,6 +91,71 @@ public final class Plans {
       if (!"llm".equals(((PythonUDF) udfs.next()).name())) return false;
     }
     return true;
+  }
+
+  /** Does the plan hold Python functions that are evaluated, of whatever kind? */
+  public boolean holdsPython(LogicalPlan plan) {
+    return plan.containsPattern(TreePattern.EVAL_PYTHON_UDF()) || plan.containsPattern(TreePattern.PYTHON_UDF());
+  }
+
+  /** Does the plan hold a function of the user's, in Python or for the JVM? */
+  public boolean hasUdf(LogicalPlan plan) {
+    return holdsPython(plan) || plan.containsPattern(TreePattern.SCALA_UDF());
+  }
+
+  /** Does the plan give the columns that the expression needs? */
+  public boolean hasInput(Expression expression, LogicalPlan plan) {
+    return expression.references().subsetOf(plan.outputSet());
+  }
+
+  /** Is the leaf a table of files? */
+  public boolean isFileRelation(LogicalPlan plan) {
+    return plan instanceof LogicalRelation && ((LogicalRelation) plan).relation() instanceof HadoopFsRelation;
+  }
+
+  /** Does the leaf's RDD hold rows of the driver or of files, with no Python code to run again? */
+  public boolean isLocalRdd(LogicalPlan plan) {
+    return plan instanceof LogicalRDD && isLocal(((LogicalRDD) plan).rdd());
+  }
+
+  private boolean isLocal(RDD rdd) {
+    if (rdd.getClass().getSimpleName().contains("Python")) return false;
+    Iterator parents = rdd.dependencies().iterator();
+    while (parents.hasNext()) {
+      if (!isLocal(((Dependency) parents.next()).rdd())) return false;
+    }
+    return true;
+  }
+
+  /** Does the join compare a column of one side with one of the other? */
+  public boolean hasEquality(LogicalPlan plan) {
+    Join join = (Join) plan;
+    if (join.condition().isEmpty()) return false;
+    return hasEquality((Expression) join.condition().get(), join.left(), join.right());
+  }
+
+  private boolean hasEquality(Expression condition, LogicalPlan left, LogicalPlan right) {
+    Iterator children = condition.children().iterator();
+    if (condition instanceof And) {
+      while (children.hasNext()) {
+        if (hasEquality((Expression) children.next(), left, right)) return true;
+      }
+      return false;
+    }
+    if (!(condition instanceof EqualTo)) return false;
+    Expression one = (Expression) children.next();
+    Expression other = (Expression) children.next();
+    return (hasInput(one, left) && hasInput(other, right)) || (hasInput(one, right) && hasInput(other, left));
+  }
+
+  /** A BIGINT literal: small numbers of Python arrive as Integer. */
+  public Expression bigint(String value) {
+    return new Literal(Long.valueOf(value), DataTypes.LongType);
+  }
+
+  /** The partitions of a leaf that knows them, else -1. */
+  public int partitions(LogicalPlan leaf) {
+    return leaf instanceof LogicalRDD ? ((LogicalRDD) leaf).rdd().getNumPartitions() : -1;
   }
 
   /** Are the node's own expressions deterministic, whatever its children are? */

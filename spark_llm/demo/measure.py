@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 NAIVE = {
     "spark.llm.windowRows": "1",
     "spark.llm.windowsInFlight": "1",
-    "spark.llm.foldDuplicates": "false",
     "spark.llm.optimizer.enabled": "false",
     "spark.llm.engine.prefixCache": "false",
 }

@@ -25,6 +25,7 @@ def llm(
     top_k: int | Column | None = None,
     seed: int | Column | None = None,
     stop: str | Sequence[str] | Column | None = None,
+    order: str | Column | None = None,
     **named: Any,
 ) -> Column:
     """The answer of a language model about ``fields``, a STRING column.
@@ -47,7 +48,7 @@ def llm(
 
     if not isinstance(prompt, str | Column):
         raise LlmError("LLM_PROMPT_NOT_STRING", expression=repr(prompt), type=type(prompt).__name__)
-    given = dict(zip(OPTIONS, (model, system, max_tokens, temperature, top_p, top_k, seed, stop), strict=True))
+    given = dict(zip(OPTIONS, (model, system, max_tokens, temperature, top_p, top_k, seed, stop, order), strict=True))
     arguments = [F.lit(prompt) if isinstance(prompt, str) else prompt, *map(column, fields)]
     for name, value in named.items():
         if name in NOT_YET:

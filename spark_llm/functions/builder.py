@@ -92,7 +92,6 @@ class LlmBuilder:
 
     def _udf(self, session: Jvm, spec: CallSpec, columns: list[Expression]) -> Expression:
         # Only sampling without a seed may answer equal arguments differently: Spark must not repeat such a call.
-        deterministic = not spec.temperature or spec.seed is not None
         udf = self._udf_of(session)
         return self._catalyst.expressions.PythonUDF(
             UDF_NAME,
@@ -100,6 +99,6 @@ class LlmBuilder:
             udf.dataType(),
             self._catalyst.seq([self._catalyst.literal(spec.encode()), *columns]),
             udf.pythonEvalType(),
-            deterministic,
+            spec.is_repeatable,
             module(self._catalyst.expressions, "NamedExpression").newExprId(),
         )

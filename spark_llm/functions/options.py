@@ -56,6 +56,15 @@ def _texts(value: Any) -> tuple[str, ...]:
     return found
 
 
+def _one_of(*choices: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or value.lower() not in choices:
+            raise ValueError
+        return value.lower()
+
+    return check
+
+
 _TEXT = Option("a STRING that is not empty", _text)
 
 OPTIONS: dict[str, Option] = {
@@ -67,6 +76,7 @@ OPTIONS: dict[str, Option] = {
     "top_k": Option("a whole number of at least 0 (0 is no limit)", _whole(0)),
     "seed": Option("a whole number", _whole(-math.inf)),
     "stop": Option("a STRING or an ARRAY<STRING>, none of them empty", _texts),
+    "order": Option("'auto' or 'as_written'", _one_of("auto", "as_written")),
 }
 
 # Reserved from the start, so that no query's meaning changes when they come.
@@ -74,7 +84,6 @@ NOT_YET: dict[str, str] = {
     "returns": "typed answers",
     "choices": "typed answers",
     "schema": "typed answers",
-    "order": "prefix-order rules",
     "truncate": "row-error handling",
     "failOnError": "row-error handling",
 }

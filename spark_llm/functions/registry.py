@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from spark_llm.config import PREFIX, LlmConf, entries
+from spark_llm.config import LlmConf
 from spark_llm.errors import LlmError
 from spark_llm.functions.builder import LlmBuilder
 from spark_llm.functions.options import OPTIONS
+from spark_llm.functions.planning import Planner, enabled_rules, jvm_udf
 from spark_llm.optimizer.catalyst.bridge import UDF_NAME, Catalyst, Jvm, Node
 from spark_llm.optimizer.catalyst.runner import run_rules
 from spark_llm.optimizer.rules import RULES
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+    from spark_llm.report import Reports
+
+MakeUdf = Callable[[Mapping[str, bytes]], Any]  # encoded order tables by digest -> the pandas UDF that answers calls
 
 logger = logging.getLogger("spark_llm.optimizer")
 
@@ -47,6 +52,11 @@ class Registry:
     def __init__(self, catalyst: Catalyst) -> None:
         self._catalyst = catalyst
         self._udfs: dict[str, Jvm] = {}
+        self._makers: dict[str, MakeUdf] = {}
+        self._reports: dict[str, Reports] = {}
+        self.planner = Planner(
+            catalyst, lambda application, tables: self._makers[application](tables), self._tokens_per_second
+        )
         self._build = LlmBuilder(catalyst, self._udf_of)
         self._builder = catalyst.builder(self._call)
         self._rule = catalyst.rule(self._optimize)
@@ -64,7 +74,8 @@ class Registry:
         if application not in self._udfs:
             from spark_llm import report, udf
 
-            self._udfs[application] = _jvm_udf(udf.make_udf(report.install(spark)))
+            reports = self._reports[application] = report.install(spark)
+            self._use(application, lambda tables: udf.make_udf(reports, tables))
         session = spark._jsparkSession
         builtin = self._catalyst.jvm.org.apache.spark.sql.catalyst.analysis.FunctionRegistry.builtin()
         for functions in (builtin, session.sessionState().functionRegistry()):
@@ -72,18 +83,27 @@ class Registry:
         self._add_rule(session)
 
     @contextlib.contextmanager
-    def using(self, spark: SparkSession, udf: Any) -> Iterator[None]:
-        """For tests: let the calls of the session's application run this pandas UDF."""
+    def using(self, spark: SparkSession, make: MakeUdf) -> Iterator[None]:
+        """For tests: let the calls of the session's application run the pandas UDF that ``make(tables)`` makes."""
         application = spark.sparkContext.applicationId
-        before = self._udfs.get(application)
-        self._udfs[application] = _jvm_udf(udf)
+        before = self._makers.get(application)
+        self._use(application, make)
         try:
             yield
         finally:
             if before is None:
-                del self._udfs[application]
+                del self._udfs[application], self._makers[application]
             else:
-                self._udfs[application] = before
+                self._use(application, before)
+
+    def _use(self, application: str, make: MakeUdf) -> None:
+        self._makers[application] = make
+        self._udfs[application] = jvm_udf(make({}))
+        self.planner.forget_functions()
+
+    def _tokens_per_second(self, application: str) -> float | None:
+        reports = self._reports.get(application)
+        return None if reports is None else reports.tokens_per_second()
 
     def _udf_of(self, session: Jvm) -> Jvm:
         udf = self._udfs.get(session.sparkContext().applicationId())
@@ -128,20 +148,10 @@ class Registry:
         if not rules.contains(self._rule):
             getattr(methods, "extraOptimizations_$eq")(rules.appended(self._rule))
 
-    def _optimize(self, session: Jvm, plan: Node) -> Node:
+    def _optimize(self, session: Jvm, plan: Node, explaining: bool) -> Node:
         try:
             conf = LlmConf.parse(self._catalyst.settings(session))
         except LlmError as error:  # set after the query was analysed; the next analysis fails with it
             logger.warning("No rule runs: %s", error)
             return plan
-        return run_rules(plan, RULES, _enabled(conf), self._catalyst)
-
-
-def _enabled(conf: LlmConf) -> set[str]:
-    keys = {rule.name: f"{PREFIX}optimizer.{rule.name}.enabled" for rule in RULES}
-    return {name for name, key in keys.items() if conf.optimizer_enabled and getattr(conf, entries()[key].attribute)}
-
-
-def _jvm_udf(udf: Any) -> Jvm:
-    """The JVM's side of a pandas UDF, with its pickled function; it belongs to the running SparkContext."""
-    return udf._unwrapped._judf
+        return run_rules(plan, RULES, enabled_rules(conf), self.planner.context(session, conf, explaining))

@@ -53,7 +53,7 @@ def test_times(text: str, expected: float) -> None:
         ("engine.kvCacheMemory", "-1", "512m or 2g"),
         ("engine.idleTimeout", "soon", "300s or 5m"),
         ("engine.dtype", "int4", "auto, float32, bfloat16 or float16"),
-        ("foldDuplicates", "yes", "true or false"),
+        ("optimizer.mayChangePrompts", "yes", "true or false"),
         ("windowRows", "0", "at least 1"),
         ("windowRows", "12.5", "a whole number"),
         ("maxOutputLength", "", "a whole number"),
@@ -93,9 +93,14 @@ def test_other_keys_of_the_session_are_not_ours() -> None:
 def test_options_take_all_three_spellings() -> None:
     for name in ("spark.llm.engine.kvCacheMemory", "engine.kvCacheMemory", "engine_kv_cache_memory"):
         assert config.option_settings({name: "1g"}) == {"spark.llm.engine.kvCacheMemory": "1g"}
-    values = {"fold_duplicates": False, "max_output_length": 8, "model": Path("a") / "b", "engine_dtype": None}
+    values = {
+        "optimizer_may_change_prompts": False,
+        "max_output_length": 8,
+        "model": Path("a") / "b",
+        "engine_dtype": None,
+    }
     assert config.option_settings(values) == {
-        "spark.llm.foldDuplicates": "false",
+        "spark.llm.optimizer.mayChangePrompts": "false",
         "spark.llm.maxOutputLength": "8",
         "spark.llm.model": str(Path("a") / "b"),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from spark_llm.call import FieldSpec
 from spark_llm.engine.service.protocol import REQUEST_SCHEMA
-from spark_llm.prompt import RenderedWindow, render, request_batch
+from spark_llm.prompt import RenderedWindow, asks, render, request_batch
 
 SPECS = (FieldSpec("title"), FieldSpec("year", json=True))
 
@@ -74,16 +75,24 @@ def test_a_blank_prompt_leaves_only_the_fields() -> None:
 
 
 def test_rows_without_a_call() -> None:
-    window = render(
-        strings("p", None, "p", "p", ""),
-        [strings("a", "a", None, None, "a"), strings("1", "1", "2", None, None)],
-        SPECS,
-    )
-    assert window.asks.tolist() == [True, False, True, False, True]
+    fields = [strings("a", "a", None, None, "a"), strings("1", "1", "2", None, None)]
+    assert asks(strings("p", None, "p", "p", ""), fields).tolist() == [True, False, True, False, True]
 
 
 def test_a_prompt_without_fields_needs_only_itself() -> None:
-    assert render(strings("p", None), [], []).asks.tolist() == [True, False]
+    assert asks(strings("p", None), []).tolist() == [True, False]
+
+
+def test_fields_are_rendered_in_the_order_of_each_row() -> None:
+    fields = [strings("a", "b"), strings("1", "2")]
+    window = render(strings("p", "p"), fields, SPECS, np.array([[1, 0], [0, 1]]))
+    assert window.texts(0) == ["p\n", *reversed(one("p", ("title", "a", False), ("year", "1", True))[1:])]
+    assert window.texts(1) == one("p", ("title", "b", False), ("year", "2", True))
+
+
+def test_the_instruction_may_stand_last() -> None:
+    window = render(strings(" p \n"), [strings("a"), strings("1")], SPECS, np.array([[1, 0]]), instruction_last=True)
+    assert window.texts(0) == ["year: 1\n", 'title: "a"\n', "p\n"]
 
 
 def test_null_and_json_null_are_the_same_segment() -> None:
@@ -101,9 +110,9 @@ def test_each_row_renders_as_it_would_alone(rows: list[tuple[str | None, str | N
     specs = [FieldSpec("a"), FieldSpec("the b")]
     window = render(columns[0], columns[1:], specs)
     for number, (prompt, a, b) in enumerate(rows):
-        asks = prompt is not None and not (a is None and b is None)
-        assert bool(window.asks[number]) == asks
-        if asks:
+        is_asked = prompt is not None and not (a is None and b is None)
+        assert bool(asks(columns[0], columns[1:])[number]) == is_asked
+        if is_asked:
             assert window.texts(number) == one(prompt, ("a", a, False), ("the b", b, False))
             assert json.loads(window.texts(number)[1].removeprefix("a: ")) == a
 
@@ -127,8 +136,8 @@ def test_codes_compare_as_texts(rows: list[tuple[str, str]]) -> None:
     assert texts == sorted(set(texts))
 
 
-def requests_of(window: RenderedWindow, rows: list[int], seed: int | None = None) -> pa.RecordBatch:
-    return request_batch(window, np.array(rows, np.int64), 100, seed)
+def requests_of(window: RenderedWindow, rows: list[int], **more: list[Any]) -> pa.RecordBatch:
+    return request_batch(window, np.array(rows, np.int64), 100, **more)
 
 
 def test_request_batch_holds_only_the_segments_of_its_rows() -> None:
@@ -146,25 +155,12 @@ def test_request_batch_holds_only_the_segments_of_its_rows() -> None:
     assert batch["seed"].null_count == 2
 
 
-def test_seeds_depend_on_seed_and_segments_only() -> None:
-    window = render(strings("p", "p", "p"), [strings("a", "b", "a")], SPECS[:1])
-    first = requests_of(window, [0, 1, 2], seed=7)["seed"].to_pylist()
-    assert first[0] == first[2] != first[1]
-    assert requests_of(window, [1], seed=7)["seed"].to_pylist() == [first[1]]
-    assert requests_of(window, [1], seed=8)["seed"].to_pylist() != [first[1]]
-    other = render(strings("q", "p"), [strings("c", "b")], SPECS[:1])
-    assert requests_of(other, [1], seed=7)["seed"].to_pylist() == [first[1]]
-    assert all(0 <= seed < 2**63 for seed in first)
-
-
-@given(st.lists(st.tuples(st.text(max_size=3), st.text(max_size=3)), max_size=20))
-@settings(deadline=None)
-def test_keys_are_equal_exactly_for_equal_rows(rows: list[tuple[str, str]]) -> None:
-    window = render(strings(*(r[0] for r in rows)), [strings(*(r[1] for r in rows))], SPECS[:1])
-    keys = window.keys(np.arange(len(rows)))
-    for i in range(len(rows)):
-        for j in range(i):
-            assert (keys[i] == keys[j]) == (window.texts(i) == window.texts(j))
+def test_requests_carry_their_keys_and_seeds() -> None:
+    window = render(strings("p", "p"), [strings("a", "b")], SPECS[:1])
+    batch = requests_of(window, [1, 0], keys=[b"k", b"l"], seeds=[5, 6])
+    assert batch["key"].to_pylist() == [b"k", b"l"]
+    assert batch["seed"].to_pylist() == [5, 6]
+    assert requests_of(window, [1, 0])["key"].null_count == 2
 
 
 def test_an_empty_window() -> None:

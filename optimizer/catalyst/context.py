@@ -1,0 +1,44 @@
+"""What a rule may know beside the plan: the bridge, the session, its settings, and doors to what lies above it.
+
+The optimizer imports neither the Spark surface nor the engine; what it needs of them comes in here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING
+
+from spark_llm.optimizer.catalyst.bridge import Catalyst, Jvm
+
+if TYPE_CHECKING:
+    from spark_llm.optimizer.statistics import Statistics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context:
+    """One optimization of one query.
+
+    session: the JVM's session. may_change_prompts: prompt rules may work (CONTRACTS.md 2). explaining: the plan is
+    wanted to be looked at, so that no job may run for it. statistics: of the inputs of calls; statistics_bytes: a job
+    runs only where the tables below a call have less, 0: never. lengths(model): counts tokens of texts, None is the
+    session's model. function(tables): the JVM's Python function that answers calls, with the encoded order tables
+    that specs name. place(table): the JVM's UDF that gives rows their place by an encoded order table.
+    tables: encoded order tables by digest, of this query and of others before it. tokens_per_second: of one engine,
+    measured or guessed. slots: tasks that the application runs at a time. partitions: how many ReorderRows makes, 0:
+    it decides.
+    """
+
+    catalyst: Catalyst
+    session: Jvm
+    may_change_prompts: bool
+    explaining: bool
+    statistics: Statistics
+    statistics_bytes: int
+    lengths: Callable[[str | None], Callable[[Sequence[str]], list[int]]]
+    function: Callable[[Mapping[str, bytes]], Jvm]
+    place: Callable[[bytes], Jvm]
+    tables: MutableMapping[str, bytes]
+    tokens_per_second: float
+    slots: int
+    partitions: int

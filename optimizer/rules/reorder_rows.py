@@ -1,0 +1,166 @@
+"""Rows that share a prompt prefix meet in one task and become neighbours there.
+
+before                                          after
+------                                          -----
+Project [id, pythonUDF0 AS answer]              Project [id, pythonUDF0 AS answer]
++- ArrowEvalPython [llm(.., 'p', plot, n)]      +- Project [id, plot, n, pythonUDF0]
+   +- Relation [id, plot, n]                       +- ArrowEvalPython [llm(.., 'p', plot, _llm1)]
+                                                      +- Sort [plot ASC, _llm1 ASC], false
+                                                         +- RepartitionByExpression [plot], 8
+                                                            +- Project [id, plot, n, cast(n as string) AS _llm1]
+                                                               +- Relation [id, plot, n]
+
+The exchange hashes the order key: a range exchange would run what stands below it twice (CONTRACTS.md 7). Its key is
+the leading cell of a row's prompt; where the order table has groups of rows, a Python function gives each row the key
+of its group. Values with more rows than a partition should have are spread by the rest of the arguments, so that
+equal arguments still meet. The number of partitions is fixed, which keeps adaptive execution from merging them, and
+comes from the time that an engine needs. Arguments that are computed are computed once, below.
+
+It keeps out where the order of rows can be seen (order_seen.py), and makes no exchange where the user chose the
+partitions, where there is one partition and little work, or where rows share nothing.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from spark_llm.call import CallSpec, RowPlan
+from spark_llm.optimizer.catalyst.bridge import Catalyst, Expression, Node, items
+from spark_llm.optimizer.catalyst.context import Context
+from spark_llm.optimizer.rules.calls import Call, calls_of, rewrite_below, with_spec
+from spark_llm.optimizer.rules.order_seen import has_order, has_partitions, sees_order
+from spark_llm.optimizer.rules.partitioning import Partitioning, partitioning
+
+
+def reorder_rows(plan: Node, context: Context) -> Node:
+    """Place and sort the rows below each llm() call of ``plan``."""
+    if plan.isStreaming():
+        return plan
+    return rewrite_below(
+        plan,
+        context.catalyst,
+        lambda node, seen: sees_order(node, context.catalyst, seen),
+        lambda node, seen: _reordered(node, context, seen),
+        False,
+    )
+
+
+def _reordered(node: Node, context: Context, order_seen: bool) -> Node:
+    """``node`` over rows in prompt order, or with the reason why not in its spec."""
+    catalyst = context.catalyst
+    calls = calls_of(node)
+    keys = _keys(calls)
+    if any(call.spec.rows is not None and call.spec.rows.order_why for call in calls):
+        return node
+    if not keys or not all(key.deterministic() for key in keys):
+        return node
+    child = node.child()
+    if order_seen:
+        return _noted(node, calls, RowPlan(order_why="as they come: their order can be seen above"), catalyst)
+    if has_order(child, catalyst):
+        return _noted(node, calls, RowPlan(order_why="as they come: they are sorted below"), catalyst)
+    if _is_placed_alike(child, calls, catalyst):
+        return _noted(node, calls, RowPlan(order_why="as the call below has them", is_sorted=True), catalyst)
+    parts = partitioning(calls[0], context, asked_for=has_partitions(child, catalyst))
+    return _placed(node, calls, keys, parts, context)
+
+
+def _noted(node: Node, calls: list[Call], rows: RowPlan, catalyst: Catalyst) -> Node:
+    udfs = [with_spec(call, _with_rows(call, rows), catalyst) for call in calls]
+    return catalyst.plans.ArrowEvalPython(catalyst.seq(udfs), node.resultAttrs(), node.child(), node.evalType())
+
+
+def _with_rows(call: Call, rows: RowPlan) -> CallSpec:
+    old = call.spec.rows or RowPlan()
+    return msgspec.structs.replace(call.spec, rows=msgspec.structs.replace(rows, fold=old.fold, fold_why=old.fold_why))
+
+
+def _placed(node: Node, calls: list[Call], keys: list[Expression], parts: Partitioning, context: Context) -> Node:
+    """The call over an exchange (where ``parts`` has one) and a local sort."""
+    catalyst = context.catalyst
+    output, child = node.output(), node.child()
+    computed = [(key, catalyst.named(key, f"_llm{i}")) for i, key in enumerate(keys) if not catalyst.is_attribute(key)]
+    if computed:
+        child = catalyst.plans.Project(child.output().concat(catalyst.seq(alias for _, alias in computed)), child)
+
+    def column(argument: Expression) -> Expression:
+        return next((a.toAttribute() for key, a in computed if key.semanticEquals(argument)), argument)
+
+    columns = [column(key) for key in keys]
+    if parts.table is not None:
+        key = catalyst.named(catalyst.expressions.Literal.create(None, catalyst.types.BinaryType), "_llm_place")
+        place = context.place(parts.table)
+        udf = catalyst.expressions.PythonUDF(
+            "llm_place",
+            place.func(),
+            place.dataType(),
+            catalyst.seq([column(field) for field in calls[0].fields]),
+            place.pythonEvalType(),
+            True,
+            key.exprId(),
+        )
+        attribute = key.toAttribute()
+        child = catalyst.plans.ArrowEvalPython(
+            catalyst.seq([udf]), catalyst.seq([attribute]), child, place.pythonEvalType()
+        )
+        columns = [attribute]
+    if parts.count:
+        hashed = parts.expressions(columns, catalyst)
+        child = catalyst.repartition(hashed, child, parts.count)
+    child = catalyst.plans.Sort(catalyst.seq(map(catalyst.ascending, columns)), False, child, catalyst.none)
+    rows = RowPlan(order_why=parts.why, is_sorted=True, partitions=parts.count)
+    moved = [
+        Call(node, call.udf, call.spec, column(call.prompt), tuple(column(field) for field in call.fields))
+        for call in calls
+    ]
+    udfs = [with_spec(call, _with_rows(call, rows), catalyst) for call in moved]
+    call_node = catalyst.plans.ArrowEvalPython(catalyst.seq(udfs), node.resultAttrs(), child, node.evalType())
+    return catalyst.plans.Project(output, call_node) if computed or parts.table is not None else call_node
+
+
+def _keys(calls: list[Call]) -> list[Expression]:
+    """What the prompts depend on, row by row, in the order in which the first call's prompts have it: each once."""
+    keys: list[Expression] = []
+    for call in calls:
+        layout = call.spec.prompt
+        order = layout.fields if layout is not None and layout.fields else range(len(call.fields))
+        fields = [call.fields[number] for number in order]
+        is_last = layout is not None and layout.instruction_last
+        for argument in [*fields, call.prompt] if is_last else [call.prompt, *fields]:
+            if not argument.foldable() and not any(key.semanticEquals(argument) for key in keys):
+                keys.append(argument)
+    return keys
+
+
+def _is_placed_alike(node: Node, calls: list[Call], catalyst: Catalyst) -> bool:
+    """Does a call below have its rows in the order that these calls want (two questions over the same fields)?
+
+    That call's arguments may be columns of the Project that this rule made; then what they stand for counts.
+    """
+    while not catalyst.is_call(node):
+        if node.nodeName() not in ("Project", "Filter", "BatchEvalPython"):
+            return False
+        node = node.child()
+    below = calls_of(node)
+    if not all(call.spec.rows is not None and call.spec.rows.is_sorted for call in below):
+        return False
+    made = _made_columns(node, catalyst)
+    wanted = _keys(calls)
+    theirs = [next((e for a, e in made if a.semanticEquals(key)), key) for key in _keys(below)]
+    tables = [call.spec.prompt.table if call.spec.prompt is not None else None for call in (calls[0], below[0])]
+    return (
+        tables[0] == tables[1]
+        and len(theirs) == len(wanted)
+        and all(a.semanticEquals(b) for a, b in zip(theirs, wanted, strict=True))
+    )
+
+
+def _made_columns(call: Node, catalyst: Catalyst) -> list[tuple[Expression, Expression]]:
+    """The columns that this rule computed below ``call``, each with what it stands for."""
+    node = call.child()
+    while node.nodeName() in ("Sort", "RepartitionByExpression", "ArrowEvalPython") and not catalyst.is_call(node):
+        node = node.child()
+    if node.nodeName() != "Project":
+        return []
+    aliases = [entry for entry in items(node.projectList()) if entry.nodeName() == "Alias"]
+    return [(a.toAttribute(), a.child()) for a in aliases if str(a.name()).startswith("_llm")]

@@ -1,0 +1,125 @@
+"""Statistics by a Spark job: how many rows and distinct values there are, and hashes and lengths of some rows.
+
+Texts stay in the executors but for the beginnings of some, which tell how many tokens a byte makes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from spark_llm.call import FieldSpec
+from spark_llm.field_text import FieldRenderer, instruction_line
+from spark_llm.optimizer.catalyst.bridge import Catalyst, Expression, Jvm, Node, module
+from spark_llm.optimizer.statistics.values import ColumnCounts, Floats, InputStatistics
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+SAMPLE_ROWS = 20_000
+_TEXTS = 200  # rows of which the beginnings of values are tokenised
+_BEGINNING = 400  # characters
+
+Lengths = Callable[[Sequence[str]], list[int]]
+
+
+def sample_statistics(
+    plan: Node,
+    prompt: Expression | None,
+    fields: Sequence[Expression],
+    specs: Sequence[FieldSpec],
+    lengths: Lengths,
+    session: Jvm,
+    catalyst: Catalyst,
+) -> InputStatistics:
+    """Run ``plan`` for the statistics of a call's columns. ``prompt``: where it differs by row, else None.
+
+    The sample is the same for the same table in the same partitions. Raises whatever Spark raises.
+    """
+    from pyspark.sql import functions as F
+
+    columns = [*fields, *([prompt] if prompt is not None else [])]
+    renderers = [FieldRenderer(spec) for spec in specs] + ([instruction_line] if prompt is not None else [])
+    frame = _frame(plan, columns, session, catalyst)
+    numbers = range(len(columns))
+    with _described(frame, "spark-llm: statistics for the order of prompts"):
+        wanted = [F.count(F.lit(1))] + [F.approx_count_distinct(f"h{i}", 0.02) for i in numbers]
+        found = frame.agg(*wanted).collect()[0]
+        rows = int(found[0])
+        if rows > SAMPLE_ROWS:
+            frame = frame.sample(SAMPLE_ROWS / rows, seed=1)
+        every = max(1, min(rows, SAMPLE_ROWS) // _TEXTS)
+        chosen = F.pmod(F.xxhash64(*(f"h{i}" for i in numbers)), F.lit(every)) == 0
+        texts = [F.when(chosen, F.col(f"t{i}")).alias(f"t{i}") for i in numbers]
+        table = frame.select(*(f"h{i}" for i in numbers), *(f"n{i}" for i in numbers), *texts).toArrow()
+    cells = [
+        _cell_lengths(_numbers(table, f"n{i}"), table.column(f"t{i}").to_pylist(), renderers[i], lengths)
+        for i in numbers
+    ]
+    counts = tuple(
+        ColumnCounts(distinct=min(rows, int(found[1 + i])), length=float(cells[i].mean()) if len(cells[i]) else None)
+        for i in numbers
+    )
+    sampled = table.num_rows
+    kind = f"{rows:,} rows" if sampled == rows else f"a sample of {sampled:,} of {rows:,} rows"
+    width = len(fields)
+    hashes = [_numbers(table, f"h{i}").view(np.uint64) for i in range(width)]
+    return InputStatistics(
+        source=kind,
+        rows=rows,
+        columns=counts[:width],
+        prompt=counts[width] if prompt is not None else None,
+        hashes=np.stack(hashes, axis=1) if width else np.empty((sampled, 0), np.uint64),
+        lengths=np.stack(cells[:width], axis=1) if width else np.empty((sampled, 0)),
+    )
+
+
+def _frame(plan: Node, columns: Sequence[Expression], session: Jvm, catalyst: Catalyst) -> DataFrame:
+    """For each column i its values' hash h<i>, bytes n<i> and beginnings t<i>."""
+    from pyspark.sql import DataFrame, SparkSession
+
+    make, entries = catalyst.expressions, []
+    for i, column in enumerate(columns):
+        size = make.Coalesce(catalyst.seq([make.OctetLength(column), catalyst.number(4)]))
+        beginning = make.Substring(column, catalyst.number(1), catalyst.number(_BEGINNING))
+        hashed = make.XxHash64(catalyst.seq([column]))
+        entries += [catalyst.named(e, f"{n}{i}") for e, n in ((hashed, "h"), (size, "n"), (beginning, "t"))]
+    project = catalyst.plans.Project(catalyst.seq(entries), plan)
+    dataset = module(catalyst.jvm.org.apache.spark.sql.classic, "Dataset").ofRows(session, project)
+    python = SparkSession.getActiveSession()
+    assert python is not None
+    return DataFrame(dataset, python)
+
+
+@contextlib.contextmanager
+def _described(frame: DataFrame, text: str) -> Iterator[None]:
+    """Jobs of the block have this description in Spark's UI."""
+    context, key = frame.sparkSession.sparkContext, "spark.job.description"
+    before = context.getLocalProperty(key)
+    context.setLocalProperty(key, text)
+    try:
+        yield
+    finally:
+        context.setLocalProperty(key, before)
+
+
+def _numbers(table: pa.Table, name: str) -> np.ndarray:
+    values: np.ndarray = table.column(name).combine_chunks().to_numpy(zero_copy_only=False)
+    return np.ascontiguousarray(values)
+
+
+def _cell_lengths(
+    sizes: np.ndarray, texts: list[str | None], render: Callable[[str | None], str], lengths: Lengths
+) -> Floats:
+    """Tokens of each rendered cell, from its value's bytes and what the texts at hand come to."""
+    known = [text for text in texts if text]
+    label = lengths([render("")])[0]
+    per_byte = 0.25
+    if known:
+        total = sum(lengths([render(text) for text in known])) - label * len(known)
+        per_byte = max(0.01, total / sum(len(text.encode()) for text in known))
+    return label + per_byte * sizes.astype(np.float64)

@@ -1,0 +1,121 @@
+"""The one door to statistics: which source is used, and what is remembered between queries."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from spark_llm.field_text import FieldRenderer
+from spark_llm.optimizer.catalyst.bridge import Expression
+from spark_llm.optimizer.statistics.catalog import catalog_statistics, table_sizes
+from spark_llm.optimizer.statistics.guess import order_tables
+from spark_llm.optimizer.statistics.partitions import num_partitions
+from spark_llm.optimizer.statistics.plain import Plain, plain_input
+from spark_llm.optimizer.statistics.sample import sample_statistics
+from spark_llm.optimizer.statistics.values import ColumnCounts, InputStatistics
+
+if TYPE_CHECKING:
+    from spark_llm.optimizer.catalyst.context import Context
+    from spark_llm.optimizer.rules.calls import Call
+
+logger = logging.getLogger("spark_llm.optimizer")
+
+_REMEMBERED = 64  # input plans
+
+
+class Statistics:
+    """Statistics of calls' inputs; those of a job are remembered by the input's plan, so that it runs once for it.
+
+    Thread-safe. max_bytes: a job runs only where the tables below the call are smaller; 0: never.
+    """
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[object, ...], InputStatistics] = OrderedDict()
+        self._lock = threading.Lock()
+        self.jobs = 0  # how often a job ran
+
+    def of(self, call: Call, context: Context) -> InputStatistics:
+        """What is known of the rows that reach ``call``: the catalog's numbers, else a job's, else the plan's."""
+        catalyst = context.catalyst
+        arguments = [*call.fields, *([] if call.has_constant_prompt else [call.prompt])]
+        plain = plain_input(call.node.child(), arguments, context.statistics_bytes, catalyst)
+        if plain.plan is None:
+            return _nothing(call, plain.refusal or "")
+        partitions = num_partitions(plain.plan, context.session, catalyst)
+        rows, counts = catalog_statistics(plain.plan, arguments, _labels(call, context), catalyst)
+        if rows is not None and all(c.distinct is not None and c.length is not None for c in counts):
+            found = InputStatistics("the catalog", rows, *_split(call, counts))
+        else:
+            found = self._by_job(call, arguments, plain, context) or _by_plan(call, plain, rows, counts, context)
+        return dataclasses.replace(found, partitions=partitions)
+
+    def _by_job(
+        self, call: Call, arguments: list[Expression], plain: Plain, context: Context
+    ) -> InputStatistics | None:
+        catalyst = context.catalyst
+        projected = catalyst.plans.Project(
+            catalyst.seq(catalyst.named(argument, "a") for argument in arguments), plain.plan
+        )
+        application = context.session.sparkContext().applicationId()
+        key = (application, projected.semanticHash(), call.spec.fields, call.spec.model)
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+        if plain.refusal is not None or context.explaining or not context.statistics_bytes:
+            return None
+        try:
+            found = sample_statistics(
+                plain.plan,
+                None if call.has_constant_prompt else call.prompt,
+                call.fields,
+                call.spec.fields,
+                context.lengths(call.spec.model),
+                context.session,
+                catalyst,
+            )
+        except Exception:  # a job of ours that fails costs the query an order, nothing else
+            logger.warning("The statistics job for %r failed.", call.label, exc_info=True)
+            return None
+        with self._lock:
+            self.jobs += 1
+            self._known[key] = found
+            while len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return found
+
+
+def _labels(call: Call, context: Context) -> list[float]:
+    """Tokens of each column's cell beside its value."""
+    texts = [FieldRenderer(spec)("") for spec in call.spec.fields]
+    labels = [float(length) for length in context.lengths(call.spec.model)(texts)] if texts else []
+    return labels if call.has_constant_prompt else [*labels, 0.0]
+
+
+def _nothing(call: Call, why: str) -> InputStatistics:
+    return InputStatistics(f"nothing is known: {why}", None, (ColumnCounts(),) * len(call.fields))
+
+
+def _by_plan(
+    call: Call, plain: Plain, rows: int | None, counts: list[ColumnCounts], context: Context
+) -> InputStatistics:
+    """The plan's own knowledge: which table a field comes from, and which table repeats more."""
+    assert plain.plan is not None
+    if context.explaining:
+        why = "no job runs for EXPLAIN"
+    elif not context.statistics_bytes:
+        why = "spark.llm.optimizer.statistics.enabled is false"
+    else:
+        why = plain.refusal or "the statistics job failed"
+    ranks = order_tables(plain.plan, table_sizes(plain.plan), context.catalyst)
+    ranked = [dataclasses.replace(c, table=None if c.table is None else ranks[c.table]) for c in counts]
+    return InputStatistics(f"the plan alone ({why})", rows, *_split(call, ranked))
+
+
+def _split(call: Call, counts: list[ColumnCounts]) -> tuple[tuple[ColumnCounts, ...], ColumnCounts | None]:
+    """Counts of the fields, and of the prompt if it differs by row."""
+    fields = len(call.fields)
+    return tuple(counts[:fields]), counts[fields] if len(counts) > fields else None
