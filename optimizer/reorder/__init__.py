@@ -17,10 +17,11 @@ def solve(table: Any, *, lengths: Lengths | None = None, render: Render | None =
     ``table`` is a pandas DataFrame or a pyarrow Table. Returns its rows, each a list of ``(field, value)``, with the
     values as they were, None for NULL; nothing is lost and equal rows are kept.
 
-    ``render(field, value)`` gives a cell's text, by default the value's own text ('' for None). Cells are equal if
-    their texts are. ``lengths`` measures texts: one text → number, or a list of texts → sequence of numbers, for
-    example a tokenizer's counts; by default characters. Deterministic. Raises [LLM_INVALID_TABLE] 22023 on anything
-    that is no table, or where ``lengths`` or ``render`` give what they must not.
+    ``render(field, value)`` gives a cell's text, by default the value's own text ('' for None). Cells of a field are
+    equal if their texts are, and both or neither are NULL. ``lengths`` measures texts, for example by a tokenizer: one
+    text → number, or a list of texts → sequence of numbers; by default characters. Deterministic.
+    Raises [LLM_INVALID_TABLE] 22023 on anything that is no table, or where ``lengths`` or ``render`` give what they
+    must not.
 
     The objective is the prefix hit count of Liu et al., arXiv 2403.05821 (``measure.phc``).
     """

@@ -77,7 +77,7 @@ class Sample:
         return number, distinct / self.total_rows, misses
 
 
-def numbered(keys: Ints) -> tuple[Ints, Ints, Ints]:
+def numbered(keys: npt.NDArray[np.integer]) -> tuple[Ints, Ints, Ints]:
     """For each key its number among the distinct keys, and for each of those its first place and its count."""
     by = np.argsort(keys, kind="stable")
     ordered = keys[by]

@@ -1,7 +1,8 @@
 """What a schedule of rows is worth: prefix hit count (PHC) and prefix hit rate (PHR), Liu et al., arXiv 2403.05821.
 
 A schedule is a list of rows, each a list of ``(field, value)`` cells in its own order. Two cells are equal if their
-field and their text are; hits are whole cells. One variant takes schedules, one tables of codes.
+field and their text are, and both or neither are None; hits are whole cells. One variant takes schedules, one tables of
+codes.
 """
 
 from __future__ import annotations
@@ -58,22 +59,26 @@ def takes_lists(lengths: Lengths) -> bool:
 
 def cell_lengths(
     cells: Iterable[tuple[Any, Any]], lengths: Lengths | None, render: Render | None
-) -> list[tuple[str, float]]:
-    """The text and the length of each cell."""
+) -> list[tuple[tuple[bool, str], float]]:
+    """What tells each cell from others of its field (whether it is None, and its text), and its length."""
     show = render or own_text
-    texts = [show(field, value) for field, value in cells]
+    keys = [(value is None, show(field, value)) for field, value in cells]
+    texts = [text for _, text in keys]
     distinct = list(dict.fromkeys(texts))
     length = dict(zip(distinct, measure_texts(distinct, lengths).tolist(), strict=True))
-    return [(text, length[text]) for text in texts]
+    return [(key, length[key[1]]) for key in keys]
 
 
-def _measured(schedule: Schedule, lengths: Lengths | None, render: Render | None) -> list[list[tuple[Any, str, float]]]:
-    """The schedule with texts and lengths for values."""
+_Measured = list[tuple[Any, tuple[bool, str], float]]
+
+
+def _measured(schedule: Schedule, lengths: Lengths | None, render: Render | None) -> list[_Measured]:
+    """The schedule with keys and lengths for values."""
     cells = iter(cell_lengths((cell for row in schedule for cell in row), lengths, render))
     return [[(field, *next(cells)) for field, _ in row] for row in schedule]
 
 
-def _hits(before: list[tuple[Any, str, float]], row: list[tuple[Any, str, float]]) -> list[float]:
+def _hits(before: _Measured, row: _Measured) -> list[float]:
     """The lengths of the leading cells that ``row`` has in common with the row before it."""
     found = []
     for old, new in zip(before, row, strict=False):
@@ -104,11 +109,11 @@ def cached_share(schedule: Schedule, *, lengths: Lengths | None = None, render: 
     for row in _measured(schedule, lengths, render):
         node = cache
         known = True
-        for field, text, length in row:
+        for field, key, length in row:
             total += length
-            known = known and (field, text) in node
+            known = known and (field, key) in node
             hits += length if known else 0.0
-            node = node.setdefault((field, text), {})
+            node = node.setdefault((field, key), {})
     return hits / total if total else 0.0
 
 

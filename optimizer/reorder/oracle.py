@@ -43,8 +43,8 @@ def ophr(
         cells = cell_lengths([row[column] for row in rows], lengths, render)
         weights.append([length * length for _, length in cells])
         masks: dict[Any, int] = {}
-        for number, (text, _) in enumerate(cells):
-            masks[text] = masks.get(text, 0) | 1 << number
+        for number, (key, _) in enumerate(cells):
+            masks[key] = masks.get(key, 0) | 1 << number
         groups.append(list(masks.values()))
     best = _search(weights, groups, (1 << len(rows)) - 1, (1 << columns) - 1, {})
     return Optimum(best[0].phc, _schedule(rows, best[1], (1 << len(rows)) - 1, (1 << columns) - 1))

@@ -48,10 +48,10 @@ def solve_cells(cells: Ints, lengths: Floats) -> Solution:
 
 
 def prefix_rows(cells: Ints, orders: Ints) -> Ints:
-    """The rows in lexicographic order of their cells, each in its field order; equal rows keep theirs."""
-    rows, fields = cells.shape
-    if not fields:
-        return np.arange(rows)
+    """The rows in lexicographic order of their cells, each in its field order; equal rows keep theirs. An order may leave
+    fields out."""
+    if not orders.shape[1]:
+        return np.arange(len(cells))
     return np.lexsort(np.take_along_axis(cells, orders, axis=1).T[::-1])
 
 
