@@ -1,4 +1,8 @@
-"""The text of one cell of a prompt. A leaf: planning needs it to measure cells, tasks to render them."""
+"""The text of one cell of a prompt. A leaf: planning needs it to measure cells, tasks to render them.
+
+A cell is one line, ``name: value``. Text stands as it is where it can be taken for nothing else; quotes cost tokens
+(benchmarks/prefix_order.py --part rendering), so they stand only where they tell something.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,22 @@ import re
 
 from spark_llm.call import FieldSpec
 
-_WORD = re.compile(r"[^\W\d]\w*")
+# What a bare text could be taken for: JSON of another kind.
+_LIKE_JSON = re.compile(r'["\[{]|(?:true|false|null|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\Z')
 
 
 class FieldRenderer:
-    """One field's values -> its lines, ``name: <JSON value>`` and a newline."""
+    """One field's values -> its lines; different values of a field give different lines."""
 
     def __init__(self, spec: FieldSpec) -> None:
-        name = spec.name if _WORD.fullmatch(spec.name) else json.dumps(spec.name, ensure_ascii=False)
-        self._start = f"{name}: "
+        self._start = f"{_name(spec.name)}: "
         self._is_json = spec.json
 
     def __call__(self, value: str | None) -> str:
         if value is None:
             value = "null"
         elif not self._is_json:
-            value = json.dumps(value, ensure_ascii=False)
+            value = _text(value)
         return f"{self._start}{value}\n"
 
 
@@ -35,3 +39,18 @@ def instruction_line(prompt: str | None) -> str:
     """The prompt as a segment beside fields: whatever space stands around it becomes one newline behind it."""
     prompt = (prompt or "").strip()
     return f"{prompt}\n" if prompt else ""
+
+
+def _text(value: str) -> str:
+    """A text as it is, or as a JSON string where it is empty, has line breaks, control characters or outer space, or
+    looks like JSON itself."""
+    return value if _stands_alone(value) and not _LIKE_JSON.match(value) else json.dumps(value, ensure_ascii=False)
+
+
+def _name(name: str) -> str:
+    is_plain = _stands_alone(name) and ": " not in name and not name.startswith('"') and not name.endswith(":")
+    return name if is_plain else json.dumps(name, ensure_ascii=False)
+
+
+def _stands_alone(text: str) -> bool:
+    return text.isprintable() and bool(text) and text[0] != " " and text[-1] != " "

@@ -33,7 +33,7 @@ _USAGE = "_FUNC_(prompt, field, ..., option => constant) - Returns the answer of
 _ARGUMENTS = f"""
     Arguments:
       * prompt - a STRING, the instruction. NULL gives NULL.
-      * field - any columns, `*`, or `name => expression`; each reaches the model as "name": value in JSON.
+      * field - any columns, `*`, or `name => expression`; each reaches the model as a line `name: value`.
                 NULL in all fields gives NULL.
       * option - {", ".join(OPTIONS)}.
   """

@@ -99,7 +99,7 @@ def run(
 
 def expected(row: tuple[str | None, str | None]) -> str | None:
     prompt, value = row
-    return None if prompt is None or value is None or "fail" in value else answer(f'{prompt}\nf: "{value}"\n')
+    return None if prompt is None or value is None or "fail" in value else answer(f"{prompt}\nf: {value}\n")
 
 
 values = st.sampled_from(["a", "b", "c", "d", "e", "f", "fail", None])
@@ -151,7 +151,7 @@ def test_naive_mode_asks_row_by_row() -> None:
 def test_windows_are_sent_in_prefix_order() -> None:
     stream = FakeStream()
     run(Answering(how(), lambda: stream), [("q", "b"), ("p", "c"), ("q", "a"), ("p", "a")], [4])
-    assert stream.asked == ['p\nf: "a"\n', 'p\nf: "c"\n', 'q\nf: "a"\n', 'q\nf: "b"\n']
+    assert stream.asked == ["p\nf: a\n", "p\nf: c\n", "q\nf: a\n", "q\nf: b\n"]
 
 
 def test_the_engine_is_opened_only_for_rows_that_need_it() -> None:
@@ -183,7 +183,7 @@ def test_an_early_end_closes_the_stream() -> None:
 
 def test_a_failed_row_fails_the_query_when_asked_to() -> None:
     stream = FakeStream()
-    with pytest.raises(LlmError, match=r"LLM_ROW_FAILED.*\[LLM_X\] f: \"fail\"") as raised:
+    with pytest.raises(LlmError, match=r"LLM_ROW_FAILED.*\[LLM_X\] f: fail") as raised:
         run(Answering(how(fail=True), lambda: stream), [("p", "a"), ("p", "fail")], [])
     assert raised.value.condition == "LLM_ROW_FAILED"
     assert stream.closed == 1
@@ -210,7 +210,7 @@ def test_a_failed_call_is_asked_again_for_a_later_equal_row() -> None:
 def test_equal_rows_of_later_windows_share_the_call() -> None:
     stream = FakeStream()
     answering = Answering(how(), lambda: stream)
-    rows: list[tuple[str | None, str | None]] = [("p", str(number % 3)) for number in range(1000)]
+    rows: list[tuple[str | None, str | None]] = [("p", f"v{number % 3}") for number in range(1000)]
     assert run(answering, rows, [17, 0, 400]) == [expected(row) for row in rows]
     assert len(stream.asked) == 3
     assert answering.counts.duplicates == 997
