@@ -6,6 +6,7 @@ computed, as in the engine. Instruction tokens (chat template and instruction) a
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+from sortedcontainers import SortedList
 
 from spark_llm.call import FieldSpec
 from spark_llm.engine.model.source import resolve
@@ -124,6 +126,11 @@ def neighbours(prompts: Prompts) -> Hits:
     shared = np.zeros(len(prompts.ids), np.int64)
     for row in range(1, len(prompts.ids)):
         shared[row] = common(prompts.ids[row - 1], prompts.ids[row])
+    return summed(prompts, shared)
+
+
+def summed(prompts: Prompts, shared: Ints) -> Hits:
+    """The hits of prompts that share so many leading tokens with what was held."""
     lengths = np.array([len(ids) for ids in prompts.ids], np.int64)
     shared = np.minimum(shared, lengths - 1)
     return Hits(
@@ -146,3 +153,28 @@ def total(parts: Sequence[Hits]) -> Hits:
     """The sum of at least one part."""
     first, *others = parts
     return sum(others, first)
+
+
+def bounded(prompts: Prompts, cache_tokens: int) -> Hits:
+    """Hits in a cache that holds the last prompts, as many as fit into ``cache_tokens``, in the order given."""
+    keys = [ids.astype(">i4").tobytes() for ids in prompts.ids]
+    rank = np.empty(len(keys), np.int64)
+    rank[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
+    row_of = np.argsort(rank).tolist()
+    held: SortedList = SortedList()
+    recent: deque[int] = deque()
+    room = cache_tokens
+    shared = np.zeros(len(keys), np.int64)
+    for row, own in enumerate(rank.tolist()):
+        # of all prompts held, the two beside it in lexicographic order have the longest common beginning with it
+        place = held.bisect_left(own)
+        beside = [held[index] for index in (place - 1, place) if 0 <= index < len(held)]
+        shared[row] = max((common(prompts.ids[row_of[other]], prompts.ids[row]) for other in beside), default=0)
+        held.add(own)
+        recent.append(own)
+        room -= len(prompts.ids[row])
+        while room < 0 and len(recent) > 1:
+            oldest = recent.popleft()
+            held.remove(oldest)
+            room += len(prompts.ids[row_of[oldest]])
+    return summed(prompts, shared)
