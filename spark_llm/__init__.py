@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "enable": "spark_llm.session",
     "session": "spark_llm.session",
+    "compare_orders": "spark_llm.compare",
+    "OrderComparison": "spark_llm.compare",
     "last_report": "spark_llm.report",
     "reports": "spark_llm.report",
     "Report": "spark_llm.report",
@@ -20,6 +22,8 @@ _EXPORTS = {
 }
 
 if TYPE_CHECKING:
+    from spark_llm.compare import OrderComparison as OrderComparison
+    from spark_llm.compare import compare_orders as compare_orders
     from spark_llm.errors import LlmError as LlmError
     from spark_llm.report import Report as Report
     from spark_llm.report import last_report as last_report

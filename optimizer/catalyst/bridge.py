@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from spark_llm.errors import LlmError, catalogue
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 logger = logging.getLogger("spark_llm.optimizer")
 
@@ -269,6 +269,14 @@ def module(package: Jvm, name: str) -> Jvm:
 def items(scala_seq: Jvm) -> list[Any]:
     """The elements of a Scala Seq."""
     return [scala_seq.apply(i) for i in range(scala_seq.size())]
+
+
+def frame_of(plan: Node, spark: SparkSession, catalyst: Catalyst) -> DataFrame:
+    """The rows of a resolved logical plan as a DataFrame of the session."""
+    from pyspark.sql import DataFrame
+
+    dataset = module(catalyst.jvm.org.apache.spark.sql.classic, "Dataset").ofRows(spark._jsparkSession, plan)
+    return DataFrame(dataset, spark)
 
 
 def _private(value: Jvm, field: str) -> Jvm:

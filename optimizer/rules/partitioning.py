@@ -25,8 +25,8 @@ _UNIQUE = 0.98  # distinct values a row from which nothing is expected to meet
 @dataclasses.dataclass(frozen=True)
 class Partitioning:
     """``count`` partitions, 0: no exchange. table: the encoded order table whose groups are the keys, None: the key is
-    the first column. spread: (places, hashes) of leading cells (with ``table``: of its keys) whose rows are too many for
-    one partition and go to that many places. why: for EXPLAIN."""
+    the first column. spread: (places, hashes) of leading cells (with ``table``: of its keys) whose rows are too many
+    for one partition and go to that many places. why: for EXPLAIN."""
 
     count: int
     why: str

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from spark_llm.call import FieldSpec
 from spark_llm.field_text import FieldRenderer, instruction_line
-from spark_llm.optimizer.catalyst.bridge import Catalyst, Expression, Jvm, Node, module
+from spark_llm.optimizer.catalyst.bridge import Catalyst, Expression, Jvm, Node, frame_of
 from spark_llm.optimizer.statistics.values import ColumnCounts, Floats, InputStatistics
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def sample_statistics(
 
 def _frame(plan: Node, columns: Sequence[Expression], session: Jvm, catalyst: Catalyst) -> DataFrame:
     """For each column i its values' hash h<i>, bytes n<i> and beginnings t<i>."""
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark import SparkContext
+    from pyspark.sql import SparkSession
 
     make, entries = catalyst.expressions, []
     for i, column in enumerate(columns):
@@ -89,10 +90,7 @@ def _frame(plan: Node, columns: Sequence[Expression], session: Jvm, catalyst: Ca
         hashed = make.XxHash64(catalyst.seq([column]))
         entries += [catalyst.named(e, f"{n}{i}") for e, n in ((hashed, "h"), (size, "n"), (beginning, "t"))]
     project = catalyst.plans.Project(catalyst.seq(entries), plan)
-    dataset = module(catalyst.jvm.org.apache.spark.sql.classic, "Dataset").ofRows(session, project)
-    python = SparkSession.getActiveSession()
-    assert python is not None
-    return DataFrame(dataset, python)
+    return frame_of(project, SparkSession(SparkContext.getOrCreate(), session), catalyst)
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ def llm(
     >>> films.select("title", llm("Is this a comedy? Answer yes or no.", "title", "plot", max_tokens=2))
 
     prompt: the instruction itself, or a Column of instructions (a column's name is not looked up here).
-    fields: names of columns (``"*"`` is all) or Columns, which keep their alias; each is sent as a line ``name: value``.
+    fields: names of columns (``"*"`` is all) or Columns, which keep their alias; each is a line ``name: value``.
     named: further fields, ``name=column``.
 
     The session must be enabled (``spark_llm.enable``). Raises LlmError for options that are wrong (LLM_INVALID_OPTION,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 from spark_llm import placing
@@ -34,13 +34,9 @@ class Planner:
         self._catalyst = catalyst
         self._make = make
         self._speed = speed
-        self._statistics = Statistics()
-        self._tables = _Recent()
+        self.statistics = Statistics()
+        self.tables: MutableMapping[str, bytes] = _Recent()
         self._functions = _Recent()
-
-    @property
-    def statistics(self) -> Statistics:
-        return self._statistics
 
     def forget_functions(self) -> None:
         """The UDF that answers calls is another from now on."""
@@ -71,12 +67,12 @@ class Planner:
             session=session,
             may_change_prompts=conf.may_change_prompts,
             explaining=explaining,
-            statistics=self._statistics,
+            statistics=self.statistics,
             statistics_bytes=conf.statistics_max_size if conf.statistics_enabled else 0,
             lengths=lengths,
             function=function,
             place=place,
-            tables=self._tables,
+            tables=self.tables,
             tokens_per_second=self._speed(application) or _TOKENS_PER_SECOND,
             slots=int(spark.defaultParallelism()),
             partitions=conf.reorder_rows_partitions,

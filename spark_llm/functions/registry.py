@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from spark_llm.call import CallSpec
 from spark_llm.config import LlmConf
 from spark_llm.errors import LlmError
 from spark_llm.functions.builder import LlmBuilder
@@ -95,6 +96,12 @@ class Registry:
                 del self._udfs[application], self._makers[application]
             else:
                 self._use(application, before)
+
+    def udf_for(self, spark: SparkSession, spec: CallSpec) -> Any:
+        """The pandas UDF that answers a call with this spec: (spec as JSON, prompt, fields ...) STRING -> STRING."""
+        digest = spec.prompt.table if spec.prompt is not None else None
+        tables = {} if digest is None else {digest: self.planner.tables[digest]}
+        return self._makers[spark.sparkContext.applicationId](tables)
 
     def _use(self, application: str, make: MakeUdf) -> None:
         self._makers[application] = make
