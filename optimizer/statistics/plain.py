@@ -57,7 +57,7 @@ def plain_input(node: Node, needed: list[Expression], max_bytes: int, catalyst: 
         refusal = "there is a UDF below the call"
     elif dear := _dear_node(plan, catalyst):
         refusal = f"{dear} below the call may be dear to run twice"
-    elif (size := _size(plan)) > max_bytes:
+    elif (size := size_of(plan)) > max_bytes:
         refusal = f"the tables below the call have {size / 2**20:,.0f} MiB"
     return Plain(plan, refusal)
 
@@ -66,6 +66,12 @@ def leaves(plan: Node) -> list[Node]:
     """The plan's tables, left to right."""
     children = items(plan.children())
     return [leaf for child in children for leaf in leaves(child)] if children else [plan]
+
+
+def size_of(plan: Node) -> int:
+    """Bytes of the tables below; those that do not know their size are in memory and count nothing."""
+    sizes = [int(str(leaf.stats().sizeInBytes())) for leaf in leaves(plan) if leaf.nodeName() != "LogicalRDD"]
+    return sum(sizes)
 
 
 def _without_calls(node: Node, catalyst: Catalyst) -> Node | None:
@@ -99,14 +105,8 @@ def _dear_node(plan: Node, catalyst: Catalyst) -> str | None:
         if name == "LogicalRDD" and not catalyst.is_local_rdd(plan):
             return "an RDD with Python code"
         return None if name in _LEAVES else name
-    if name == "Join" and not catalyst.has_equality(plan) and min(_size(child) for child in children) > 1 << 16:
+    if name == "Join" and not catalyst.has_equality(plan) and min(size_of(child) for child in children) > 1 << 16:
         return "a join without an equality"
     if name not in _CHEAP:
         return name
     return next((dear for child in children if (dear := _dear_node(child, catalyst))), None)
-
-
-def _size(plan: Node) -> int:
-    """Bytes of the tables below; those that do not know their size are in memory and count nothing."""
-    sizes = [int(str(leaf.stats().sizeInBytes())) for leaf in leaves(plan) if leaf.nodeName() != "LogicalRDD"]
-    return sum(sizes)

@@ -15,13 +15,16 @@ import pyarrow as pa
 from spark_llm.call import FieldSpec
 from spark_llm.field_text import FieldRenderer, instruction_line
 from spark_llm.optimizer.catalyst.bridge import Catalyst, Expression, Jvm, Node, frame_of
+from spark_llm.optimizer.statistics.plain import size_of
 from spark_llm.optimizer.statistics.values import ColumnCounts, Floats, InputStatistics
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 SAMPLE_ROWS = 20_000
-_TEXTS = 200  # rows of which the beginnings of values are tokenised
+_AT_ONCE = 100_000  # rows that are fetched without being counted before, where the tables below are small
+_SMALL = 16 << 20  # bytes of those tables
+_TEXTS = 16  # rows of a partition of which the beginnings of values are tokenised
 _BEGINNING = 400  # characters
 
 Lengths = Callable[[Sequence[str]], list[int]]
@@ -40,36 +43,23 @@ def sample_statistics(
 
     The sample is the same for the same table in the same partitions. Raises whatever Spark raises.
     """
-    from pyspark.sql import functions as F
-
     columns = [*fields, *([prompt] if prompt is not None else [])]
     renderers = [FieldRenderer(spec) for spec in specs] + ([instruction_line] if prompt is not None else [])
     frame = _frame(plan, columns, session, catalyst)
-    numbers = range(len(columns))
     with _described(frame, "spark-llm: statistics for the order of prompts"):
-        wanted = [F.count(F.lit(1))] + [F.approx_count_distinct(f"h{i}", 0.02) for i in numbers]
-        found = frame.agg(*wanted).collect()[0]
-        rows = int(found[0])
-        if rows > SAMPLE_ROWS:
-            frame = frame.sample(SAMPLE_ROWS / rows, seed=1)
-        every = max(1, min(rows, SAMPLE_ROWS) // _TEXTS)
-        chosen = F.pmod(F.xxhash64(*(f"h{i}" for i in numbers)), F.lit(every)) == 0
-        texts = [F.when(chosen, F.col(f"t{i}")).alias(f"t{i}") for i in numbers]
-        table = frame.select(*(f"h{i}" for i in numbers), *(f"n{i}" for i in numbers), *texts).toArrow()
+        rows, distinct, table = _rows(frame, len(columns), size_of(plan) <= _SMALL)
+    numbers = range(len(columns))
     cells = [
         _cell_lengths(_numbers(table, f"n{i}"), table.column(f"t{i}").to_pylist(), renderers[i], lengths)
         for i in numbers
     ]
     counts = tuple(
-        ColumnCounts(distinct=min(rows, int(found[1 + i])), length=float(cells[i].mean()) if len(cells[i]) else None)
-        for i in numbers
+        ColumnCounts(distinct=distinct[i], length=float(cells[i].mean()) if len(cells[i]) else None) for i in numbers
     )
-    sampled = table.num_rows
-    kind = f"{rows:,} rows" if sampled == rows else f"a sample of {sampled:,} of {rows:,} rows"
-    width = len(fields)
+    sampled, width = table.num_rows, len(fields)
     hashes = [_numbers(table, f"h{i}").view(np.uint64) for i in range(width)]
     return InputStatistics(
-        source=kind,
+        source=f"{rows:,} rows" if sampled == rows else f"a sample of {sampled:,} of {rows:,} rows",
         rows=rows,
         columns=counts[:width],
         prompt=counts[width] if prompt is not None else None,
@@ -78,15 +68,37 @@ def sample_statistics(
     )
 
 
+def _rows(frame: DataFrame, columns: int, is_small: bool) -> tuple[int, list[int], pa.Table]:
+    """How many rows there are, how many distinct values each column has, and at most SAMPLE_ROWS of the rows."""
+    from pyspark.sql import functions as F
+
+    if is_small:
+        table = frame.limit(_AT_ONCE + 1).toArrow()
+        if (rows := table.num_rows) <= _AT_ONCE:
+            distinct = [len(np.unique(_numbers(table, f"h{i}"))) for i in range(columns)]
+            if rows > SAMPLE_ROWS:
+                table = table.take(np.sort(np.random.default_rng(1).choice(rows, SAMPLE_ROWS, replace=False)))
+            return rows, distinct, table
+    counts = [F.approx_count_distinct(f"h{i}", 0.02) for i in range(columns)]
+    found = frame.agg(F.count(F.lit(1)), *counts).collect()[0]
+    rows = int(found[0])
+    sampled = frame.sample(SAMPLE_ROWS / rows, seed=1) if rows > SAMPLE_ROWS else frame
+    return rows, [min(rows, int(count)) for count in found[1:]], sampled.toArrow()
+
+
 def _frame(plan: Node, columns: Sequence[Expression], session: Jvm, catalyst: Catalyst) -> DataFrame:
-    """For each column i its values' hash h<i>, bytes n<i> and beginnings t<i>."""
+    """For each column i its values' hash h<i> and bytes n<i>, and of some rows their beginnings t<i>."""
     from pyspark import SparkContext
     from pyspark.sql import SparkSession
 
     make, entries = catalyst.expressions, []
+    # The lower 33 bits number a partition's rows.
+    number = make.BitwiseAnd(make.MonotonicallyIncreasingID(), catalyst.long((1 << 33) - 1))
+    is_first = make.LessThan(number, catalyst.long(_TEXTS))
     for i, column in enumerate(columns):
         size = make.Coalesce(catalyst.seq([make.OctetLength(column), catalyst.number(4)]))
-        beginning = make.Substring(column, catalyst.number(1), catalyst.number(_BEGINNING))
+        text = make.Substring(column, catalyst.number(1), catalyst.number(_BEGINNING))
+        beginning = make.If(is_first, text, catalyst.literal(None))
         hashed = make.XxHash64(catalyst.seq([column]))
         entries += [catalyst.named(e, f"{n}{i}") for e, n in ((hashed, "h"), (size, "n"), (beginning, "t"))]
     project = catalyst.plans.Project(catalyst.seq(entries), plan)
