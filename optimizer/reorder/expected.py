@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,41 +41,62 @@ class Sample:
     cells: Ints
     lengths: Floats
     total_rows: int
-    total: float = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "total", max(float(self.lengths.sum()), 1e-300))
+    def part(self, rows: Ints) -> Sample:
+        """These rows, as a sample of their like in the whole table."""
+        total = round(self.total_rows * len(rows) / len(self.cells))
+        return Sample(self.cells[rows], self.lengths[rows], max(total, len(rows)))
 
     def hits(self, orders: Ints) -> float:
         """The expected share of field tokens of the whole table that a prefix cache finds, 0 to 1, whole cells.
 
-        ``orders``: int64 [rows, fields] or [fields]. A prefix is computed once, by the first row that has it.
+        ``orders``: int64 [rows, fields], the field order of each row. A prefix is computed once, by the first row
+        that has it.
         """
         rows, fields = self.cells.shape
-        prefix, missed = np.zeros(rows, np.int64), 0.0
+        cells = np.take_along_axis(self.cells, orders, 1)
+        lengths = np.take_along_axis(self.lengths, orders, 1)
+        prefix, missed = Prefix.empty(rows), 0.0
         for position in range(fields):
-            at = orders[position] if orders.ndim == 1 else orders[:, position]
-            cell, length = self.cells[np.arange(rows), at], self.lengths[np.arange(rows), at]
-            prefix, share, misses = self.extend(prefix, cell, length)
-            missed += misses
-            if share >= 1.0:
-                rest = orders[position + 1 :] if orders.ndim == 1 else orders[:, position + 1 :]
-                whole = self.lengths[:, rest] if orders.ndim == 1 else np.take_along_axis(self.lengths, rest, 1)
-                missed += float(whole.sum())
+            prefix = prefix.longer(cells[:, position], self.total_rows)
+            missed += prefix.misses(lengths[:, position], self.total_rows)
+            if prefix.share >= 1.0:
+                missed += float(lengths[:, position + 1 :].sum())
                 break
-        return 1 - missed / self.total
+        return 1 - missed / max(float(lengths.sum()), 1e-300)
 
-    def extend(self, prefix: Ints, cell: Ints, length: Floats) -> tuple[Ints, float, float]:
-        """Make prefixes longer by a cell: their new numbers, how many distinct ones there are by row of the table, and
-        the length of the cells that no earlier row computed, in sampled rows."""
-        rows = len(cell)
-        number, first, counts = numbered(prefix * (int(cell.max(initial=0)) + 1) + cell)
-        distinct = distinct_in(counts, self.total_rows)
-        seen = float(length[first].sum())
-        once = first[counts == 1]
-        unseen = (distinct - len(first)) * float(length[once].mean()) if len(once) and distinct > len(first) else 0.0
-        misses = min((seen + unseen) * rows / self.total_rows, float(length.sum()))
-        return number, distinct / self.total_rows, misses
+
+class Prefix(NamedTuple):
+    """The prefixes of sampled rows, up to some field.
+
+    ``number``: int64 [rows], each row's prefix; ``first``: of each prefix the first row that has it; ``alone``: the rows
+    whose prefix no other has; ``share``: distinct prefixes by row, in the whole table.
+    """
+
+    number: Ints
+    first: Ints
+    alone: Ints
+    share: float
+
+    @classmethod
+    def empty(cls, rows: int) -> Prefix:
+        return cls(np.zeros(rows, np.int64), np.zeros(1, np.int64), np.zeros(0, np.int64), 0.0)
+
+    def longer(self, cells: Ints, total_rows: int) -> Prefix:
+        """The prefixes with one more cell."""
+        low = int(cells.min(initial=0))
+        number, first, counts = numbered(self.number * (int(cells.max(initial=0)) - low + 1) + cells - low)
+        share = distinct_in(counts, total_rows) / max(total_rows, 1)
+        return Prefix(number, first, first[counts == 1], share)
+
+    def misses(self, lengths: Floats, total_rows: int) -> float:
+        """The length of last cells that no earlier row computed, in as many rows as were sampled."""
+        rows = len(lengths)
+        unseen = self.share * total_rows - len(self.first)
+        missed = float(lengths[self.first].sum())
+        if len(self.alone) and unseen > 0:  # prefixes that the sample missed are like those that it saw once
+            missed += unseen * float(lengths[self.alone].mean())
+        return min(missed * rows / max(total_rows, 1), float(lengths.sum()))
 
 
 def numbered(keys: npt.NDArray[np.integer]) -> tuple[Ints, Ints, Ints]:
@@ -86,29 +108,3 @@ def numbered(keys: npt.NDArray[np.integer]) -> tuple[Ints, Ints, Ints]:
     number = np.empty(len(keys), np.int64)
     number[by] = np.repeat(np.arange(len(starts)), counts)
     return number, by[starts], counts
-
-
-def best_fixed_order(sample: Sample, statistics: Ints, tries: int = 12) -> Ints:
-    """One order for all rows, int64 [fields]: at each place the field that finds most for the prefixes it adds.
-
-    ``statistics``: the fields in an order by their statistics alone; the first ``tries`` that are left are weighed at
-    each place, and once hardly any prefix repeats the others follow in that order.
-    """
-    rows = len(sample.cells)
-    left = statistics.tolist()
-    order: list[int] = []
-    prefix, share = np.zeros(rows, np.int64), 1 / sample.total_rows
-    while left and share < 0.98 and rows:
-        best = None
-        for number in left[:tries]:
-            cell, length = sample.cells[:, number], sample.lengths[:, number]
-            longer, distinct, misses = sample.extend(prefix, cell, length)
-            # A field that the prefix determines adds no prefix: it comes at once.
-            worth = (float(length.sum()) - misses) / max(distinct - share, 1e-9)
-            if best is None or worth > best[0]:
-                best = (worth, number, longer, distinct)
-        assert best is not None
-        _, number, prefix, share = best
-        order.append(number)
-        left.remove(number)
-    return np.array(order + left, np.int64)

@@ -235,7 +235,8 @@ class _Lookup:
 
 def mix(values: Hashes, salt: Hashes | np.uint64) -> Hashes:
     """A hash of each value with its salt, uint64 (the finaliser of splitmix64; a bijection for each salt)."""
-    mixed = values + (salt + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    # As an array of at least one dimension, because only arrays wrap around in silence.
+    mixed = values + (np.atleast_1d(salt) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     final: Hashes = mixed ^ (mixed >> np.uint64(31))

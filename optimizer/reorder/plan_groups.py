@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from spark_llm.optimizer.reorder.expected import Sample, best_fixed_order, numbered
+from spark_llm.optimizer.reorder.expected import Sample, numbered
+from spark_llm.optimizer.reorder.fixed import best_fixed_order
 from spark_llm.optimizer.reorder.groups import Taking, levels
 from spark_llm.optimizer.reorder.hashing import Hashes
 from spark_llm.optimizer.reorder.order_table import MAX_LEVELS, Group, OrderTable
@@ -19,22 +20,24 @@ _LEAST_ROWS, _LEAST_NESTED = 3, 8
 _PRIOR_ROWS = 8.0
 # A field that repeats this often inside a group is shared by the whole of it.
 _CONSTANT = 0.97
+# Rows outside of all groups get the order that is best for them, if they are enough to tell.
+_ENOUGH_OUTSIDE, _OUTSIDE_BUDGET = 1000, 60
 
 
-def grouped_table(sample: Sample, hashes: Hashes, fixed: Ints, damping: float, limit: int) -> OrderTable:
-    """A table of at most ``limit`` groups, taken by that damping (see ``Taking``). ``fixed``: the best single order."""
+def grouped_table(sample: Sample, hashes: Hashes, fixed: Ints, damping: float, limit: int, power: float) -> OrderTable:
+    """A table of at most ``limit`` groups, taken by that damping (see ``Taking``). ``fixed``: the best single order.
+
+    Inside a group fields stand by ``length · hit share / miss share^power``, but those that are constant there first.
+    """
     picked = _pick(sample, hashes, damping, limit)
     plain = tuple(fixed.tolist())
     # First which group each row is in, then the orders from the rows that are really there.
     nodes = OrderTable(plain, [Group(*named, plain) for named in picked]).nodes(hashes)
     order = fixed
     outside = np.flatnonzero(nodes == len(picked))
-    if 1000 < len(outside) < len(nodes):
-        scale = sample.total_rows / len(nodes)
-        order = best_fixed_order(
-            Sample(sample.cells[outside], sample.lengths[outside], round(len(outside) * scale)), fixed
-        )
-    return OrderTable(order.tolist(), _with_orders(picked, nodes, sample, order))
+    if _ENOUGH_OUTSIDE < len(outside) < len(nodes):
+        order = best_fixed_order(sample.part(outside), (fixed,), _OUTSIDE_BUDGET)
+    return OrderTable(order.tolist(), _with_orders(picked, nodes, sample, order, power))
 
 
 _Named = tuple[int, int, int]  # parent, field, hash
@@ -80,18 +83,18 @@ def _pick(sample: Sample, hashes: Hashes, damping: float, limit: int) -> list[_N
     ]
 
 
-def _with_orders(picked: list[_Named], nodes: Ints, sample: Sample, default: Ints) -> list[Group]:
+def _with_orders(picked: list[_Named], nodes: Ints, sample: Sample, default: Ints, power: float) -> list[Group]:
     """The groups with their field orders.
 
     The head of an order is what the whole group shares: its parent's head, its own field, fields that are constant
-    inside. The others follow by ``mean length · hit share / miss share`` inside the group.
+    inside. The others follow by what they are worth inside the group.
     """
     fields = sample.cells.shape[1]
     inside = _inside(picked, nodes)
     share, length = _repetition(picked, inside, sample)
     rank = np.empty(fields, np.int64)
     rank[default] = np.arange(fields)
-    worth = length * share / (1 - share + 1e-3)
+    worth = length * share / (1 - share + 1e-3) ** power
     heads: list[list[int]] = []
     groups = []
     for number, (parent, field, value) in enumerate(picked):

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from spark_llm.optimizer.reorder.expected import Sample, best_fixed_order, distinct_in, numbered
+from spark_llm.optimizer.reorder.expected import Prefix, Sample, distinct_in, numbered
+from spark_llm.optimizer.reorder.fixed import best_fixed_order
 from spark_llm.optimizer.reorder.hashing import Hashes
 from spark_llm.optimizer.reorder.order_table import OrderTable
 from spark_llm.optimizer.reorder.plan_groups import grouped_table
@@ -27,6 +28,8 @@ _GAIN = 0.01
 _ALIKE = 0.002
 _DAMPINGS = (0.4, 0.8, 0.0)
 _GROUP_LIMITS = (4096, 512)
+# How much the share that a field misses inside a group counts against its length: see plan_groups.
+_POWERS = (0.0, 0.5, 1.0)
 _LARGEST = 64
 
 
@@ -92,21 +95,20 @@ def plan_order(
         return Decision(OrderTable.fixed(written.tolist()), 0.0, 0.0, 0.0, 0.0, [], statistics)
     sample = Sample(cells, lengths.astype(np.float64), total)
     by_score = np.argsort([-s.score for s in statistics], kind="stable")
-    written_hits = sample.hits(written)
-    candidates = [(sample.hits(order), order) for order in (best_fixed_order(sample, by_score), by_score)]
-    fixed_hits, fixed = max(candidates, key=lambda candidate: candidate[0])
+    by_length = np.argsort([-s.length * (1 - s.distinct / total) for s in statistics], kind="stable")
+    fixed = best_fixed_order(sample, (by_length, by_score))
+    written_hits, fixed_hits = (sample.hits(np.broadcast_to(order, cells.shape)) for order in (written, fixed))
     table, hits = OrderTable.fixed(fixed.tolist()), fixed_hits
     if may_group and fields > 1:
         grouped, found = _best_groups(sample, hashes, fixed)
         if grouped is not None and found >= fixed_hits + _GAIN:
             table, hits = grouped, found
-    whole_rows = numbered_rows(cells)
     return Decision(
         table=table,
         hits=hits,
         fixed_hits=fixed_hits,
         written_hits=written_hits,
-        duplicates=1 - distinct_in(whole_rows, total) / total,
+        duplicates=1 - _whole(sample).share,
         cluster_hits=_clusters(table, hashes, total),
         fields=statistics,
     )
@@ -115,29 +117,35 @@ def plan_order(
 def _best_groups(sample: Sample, hashes: Hashes, fixed: Ints) -> tuple[OrderTable | None, float]:
     """The table with groups that shares most, and what it shares."""
     tables = []
+
+    def weigh(damping: float, limit: int, power: float) -> OrderTable:
+        table = grouped_table(sample, hashes, fixed, damping, limit, power)
+        if table.num_groups:
+            tables.append((sample.hits(table.orders(hashes)), table, damping, limit))
+        return table
+
     for damping in _DAMPINGS:
         for limit in _GROUP_LIMITS:
-            table = grouped_table(sample, hashes, fixed, damping, limit)
-            tables.append((sample.hits(table.orders(hashes)), table))
-            if table.num_groups < limit:  # a lower limit changes little, a far lower one nothing
-                break
-    tables = [(found, table) for found, table in tables if table.num_groups]
+            if weigh(damping, limit, _POWERS[0]).num_groups < limit:
+                break  # a lower limit changes little, a far lower one nothing
     if not tables:
         return None, 0.0
-    most = max(found for found, _ in tables)
-    found, table = min((t for t in tables if t[0] >= most - _ALIKE), key=lambda t: (t[1].num_groups, -t[0]))
+    _, _, damping, limit = max(tables, key=lambda one: one[0])
+    for power in _POWERS[1:]:
+        weigh(damping, limit, power)
+    most = max(found for found, *_ in tables)
+    found, table, *_ = min(
+        (one for one in tables if one[0] >= most - _ALIKE), key=lambda one: (one[1].num_groups, -one[0])
+    )
     return table, found
 
 
-def numbered_rows(cells: Ints) -> Ints:
-    """How often each distinct row stands in ``cells``, int64 [distinct rows]."""
-    prefix = np.zeros(len(cells), np.int64)
-    counts = np.array([len(cells)], np.int64)
-    for field in range(cells.shape[1]):
-        prefix, _, counts = numbered(prefix * (int(cells[:, field].max()) + 1) + cells[:, field])
-        if len(counts) == len(cells):
-            break
-    return counts
+def _whole(sample: Sample) -> Prefix:
+    """The prefixes that are whole rows."""
+    prefix = Prefix.empty(len(sample.cells))
+    for field in range(sample.cells.shape[1]):
+        prefix = prefix.longer(sample.cells[:, field], sample.total_rows)
+    return prefix
 
 
 def _clusters(table: OrderTable, hashes: Hashes, total_rows: int) -> list[tuple[int, float]]:

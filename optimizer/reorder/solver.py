@@ -48,8 +48,8 @@ def solve_cells(cells: Ints, lengths: Floats) -> Solution:
 
 
 def prefix_rows(cells: Ints, orders: Ints) -> Ints:
-    """The rows in lexicographic order of their cells, each in its field order; equal rows keep theirs. An order may leave
-    fields out."""
+    """The rows in lexicographic order of their cells, each in its field order, which may leave fields out. Equal rows
+    keep theirs."""
     if not orders.shape[1]:
         return np.arange(len(cells))
     return np.lexsort(np.take_along_axis(cells, orders, axis=1).T[::-1])
