@@ -127,6 +127,14 @@ class Engine:
         else:
             self.scheduler.add(request)
 
+    def open(self, stream: int, query: str) -> None:
+        """A stream begins, whose requests name it in their hints."""
+        self.scheduler.cache.eviction.open(stream, query)
+
+    def close(self, stream: int) -> None:
+        """The stream has ended: its hints are void."""
+        self.scheduler.cache.eviction.close(stream)
+
     def cancel(self, ids: Iterable[int]) -> None:
         """Forget rows and free their pages at once; they get no completion."""
         cancelled = set(ids)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from spark_llm.engine.prefix import KEY_BYTES, sort_key
 from spark_llm.engine.scheduling.scheduler import Scheduler
 
 
 def validate_invariants(scheduler: Scheduler) -> None:
-    """AssertionError if a page is lost, owned twice, or counted wrongly, or if a lock has no row.
+    """AssertionError if a page is lost, owned twice, or counted wrongly, if a lock has no row, or a leaf no place.
 
     ``free + evictable + protected + held by running rows == total``.
     """
     cache = scheduler.cache
     owners = np.zeros(cache.pool.total, dtype=np.int32)
-    evictable = protected = held = 0
+    evictable = protected = held = kept = 0
     expected_locks: dict[int, int] = {}
     for row in scheduler.running:
         private = row.pages[row.tree_pages : row.num_pages]
@@ -36,10 +37,18 @@ def validate_invariants(scheduler: Scheduler) -> None:
         assert node.parent is not None
         assert node.end == node.parent.end + len(node.tokens), "a node ends elsewhere than its path"
         assert node.locks == expected_locks.get(id(node), 0), "locks without rows, or rows without locks"
+        assert node.key.startswith(node.parent.path), "a node's key is that of another path"
+        assert node.path[KEY_BYTES * node.parent.end :] == sort_key(node.tokens), "a node's key is not its tokens"
+        assert not (node.offered and node.entry), "eviction holds a node twice"
+        if node.is_free_leaf:
+            assert node.offered or node.entry, "an unlocked leaf that eviction does not know"
+        kept += node.entry is not None
+        assert all(mark.rows > 0 for mark in (node.marks or {}).values()), "a mark without rows"
         if node.locks:
             protected += len(node.pages)
         else:
             evictable += len(node.pages)
+    assert kept == cache.eviction.kept, "eviction keeps nodes that the tree has not"
     assert evictable == cache.tree.evictable, "evictable pages miscounted"
     assert protected == cache.tree.protected, "protected pages miscounted"
     free = cache.pool.free

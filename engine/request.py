@@ -38,6 +38,21 @@ class FinishReason(enum.StrEnum):
     CANCELLED = "cancelled"
 
 
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What is known of rows that come after a request. A wrong hint costs time, never an answer.
+
+    stream: who asks; its hints are void when it ends. shared_next: leading tokens that the row after it shares.
+    later_calls: how many later calls of ``query`` will ask prompts that share this one's leading ``shared_tokens``.
+    """
+
+    stream: int
+    query: str = ""
+    shared_next: int = 0
+    later_calls: int = 0
+    shared_tokens: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One row to answer. ``id`` is unique within the engine; ``prompt`` is int32 of shape [num prompt tokens].
@@ -46,6 +61,7 @@ class Request:
     seed: for temperature > 0; None lets the engine draw one.
     is_stopped: told the output ids so far after each token; True ends the row (stop strings). None: never.
     reuse: False neither matches nor leaves anything in the prefix cache (the naive baseline).
+    hints: for the prefix cache; None if nothing is known.
     """
 
     id: int
@@ -56,6 +72,7 @@ class Request:
     seed: int | None = None
     is_stopped: Callable[[Sequence[int]], bool] | None = None
     reuse: bool = True
+    hints: Hints | None = None
 
 
 @dataclass(slots=True)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
+from spark_llm.engine.cache.eviction import LeastRecentlyUsed, NeededLast
 from spark_llm.engine.cache.pool import PagePool, Pages
 from spark_llm.engine.cache.radix import RadixTree
 
 
 class CacheManager:
-    """``free + evictable + protected + held by running rows == total`` after every call (page counts)."""
+    """``free + evictable + protected + held by running rows == total`` after every call (page counts).
 
-    def __init__(self, total_pages: int, page_size: int) -> None:
+    eviction: which prefixes go first; by default those that are not needed, or needed last.
+    """
+
+    def __init__(self, total_pages: int, page_size: int, eviction: LeastRecentlyUsed | None = None) -> None:
         self.page_size = page_size
         self.pool = PagePool(total_pages)
-        self.tree = RadixTree(page_size)
+        self.eviction = eviction or NeededLast(page_size)
+        self.tree = RadixTree(page_size, self.eviction)
 
     @property
     def available(self) -> int:
@@ -26,7 +31,7 @@ class CacheManager:
         return -(-tokens // self.page_size)
 
     def allocate(self, count: int) -> Pages | None:
-        """``count`` pages, evicting the least recently used prefixes if need be; None if too few."""
+        """``count`` pages, evicting prefixes if need be; None if too few."""
         if count > self.available:
             return None
         if count > self.pool.free:

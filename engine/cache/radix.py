@@ -6,13 +6,14 @@ enters the tree when the step that fills it is planned; ``rollback`` takes a ste
 
 from __future__ import annotations
 
-import heapq
-import itertools
 from collections.abc import Iterator
 
 import numpy as np
 
+from spark_llm.engine.cache.eviction import LeastRecentlyUsed, Rank
+from spark_llm.engine.cache.later import Marks
 from spark_llm.engine.cache.pool import Pages
+from spark_llm.engine.prefix import KEY_BYTES, sort_key
 from spark_llm.engine.request import TokenIds
 
 _EMPTY_TOKENS: TokenIds = np.empty(0, dtype=np.int32)
@@ -23,12 +24,27 @@ class Node:
     """A run of tokens and the pages that hold their K/V.
 
     ``end``: tokens from the root to this node's end. ``locks``: running rows whose path goes through here.
-    ``step``: the engine step that fills its pages.
+    ``step``: the engine step that fills its pages. ``key``: the sort key of some prompt that runs through here.
+    ``shared``: whether another row than the one that put it here has matched it.
     """
 
-    __slots__ = ("children", "end", "last_use", "locks", "offered", "pages", "parent", "step", "tokens")
+    __slots__ = (
+        "children",
+        "end",
+        "entry",
+        "key",
+        "last_use",
+        "locks",
+        "marks",
+        "offered",
+        "pages",
+        "parent",
+        "shared",
+        "step",
+        "tokens",
+    )
 
-    def __init__(self, parent: Node | None, tokens: TokenIds, pages: Pages, step: int) -> None:
+    def __init__(self, parent: Node | None, tokens: TokenIds, pages: Pages, step: int, key: bytes) -> None:
         self.parent = parent
         self.tokens = tokens
         self.pages = pages
@@ -36,21 +52,35 @@ class Node:
         self.end: int = (parent.end if parent else 0) + len(tokens)
         self.children: dict[bytes, Node] = {}
         self.locks = 0
+        self.key = key
         self.last_use = 0
-        self.offered = False  # whether the heap of eviction candidates holds it
+        self.shared = False
+        # what eviction knows of it; see eviction.py and later.py
+        self.offered = False
+        self.entry: tuple[Rank, int, Node] | None = None
+        self.marks: Marks | None = None
+
+    @property
+    def path(self) -> bytes:
+        """The sort key of the tokens from the root to this node's end; not a copy where a prompt ends here."""
+        return self.key[: KEY_BYTES * self.end]
+
+    @property
+    def is_free_leaf(self) -> bool:
+        """Whether it may be evicted."""
+        return self.locks == 0 and not self.children and self.parent is not None
 
 
 class RadixTree:
-    """match, insert, lock, unlock, evict, rollback; eviction costs O(log leaves) a node."""
+    """match, insert, lock, unlock, evict, rollback. ``eviction`` says which unlocked leaf goes next."""
 
-    def __init__(self, page_size: int) -> None:
+    def __init__(self, page_size: int, eviction: LeastRecentlyUsed | None = None) -> None:
         self.page_size = page_size
-        self.root = Node(None, _EMPTY_TOKENS, _EMPTY_PAGES, step=-1)
+        self.eviction = eviction or LeastRecentlyUsed()
+        self.root = Node(None, _EMPTY_TOKENS, _EMPTY_PAGES, step=-1, key=b"")
         self.evictable = 0  # pages of nodes that nobody locks
         self.protected = 0  # pages of locked nodes
         self._clock = 0
-        self._order = itertools.count()
-        self._leaves: list[tuple[int, int, Node]] = []  # heap; stale entries are skipped when popped
         self._planned: dict[int, list[Node]] = {}  # step -> nodes that it fills, parents first
 
     def match(self, tokens: TokenIds, start: Node | None = None) -> tuple[Node, list[Pages]]:
@@ -74,26 +104,28 @@ class RadixTree:
             if common < len(child.tokens):
                 child = self._split(child, common)
             child.last_use = self._clock
+            child.shared = True
             found.append(child.pages)
             node = child
             at += common
         return node, found
 
-    def insert(self, parent: Node, tokens: TokenIds, pages: Pages, step: int) -> Node | None:
+    def insert(self, parent: Node, tokens: TokenIds, pages: Pages, step: int, key: bytes | None = None) -> Node | None:
         """A new node below ``parent``, unlocked; None (nothing changes) if its first page of tokens is there.
 
         The caller has matched before, so this happens only where a match had to stop before the prompt's end.
+        key: the prompt's sort key, to be kept instead of a copy of the part that is inserted.
         """
-        key = tokens[: self.page_size].tobytes()
-        if key in parent.children:
+        first = tokens[: self.page_size].tobytes()
+        if first in parent.children:
             return None
-        node = Node(parent, tokens, pages, step)
+        node = Node(parent, tokens, pages, step, parent.path + sort_key(tokens) if key is None else key)
         self._clock += 1
         node.last_use = self._clock
-        parent.children[key] = node
+        parent.children[first] = node
         self.evictable += len(pages)
         self._planned.setdefault(step, []).append(node)
-        self._offer(node)
+        self.eviction.offer(node)
         return node
 
     def lock(self, node: Node) -> None:
@@ -116,21 +148,19 @@ class RadixTree:
             if step.locks == 0:
                 self.evictable += len(step.pages)
                 self.protected -= len(step.pages)
-                self._offer(step)
+                if not step.children:
+                    self.eviction.offer(step)
             step = step.parent
 
     def evict(self, count: int) -> list[Pages]:
-        """Remove unlocked leaves, least recently used first, until ``count`` pages are out."""
+        """Remove unlocked leaves, or what is not to be kept of them, until ``count`` pages are out."""
         freed: list[Pages] = []
         out = 0
-        while out < count and self._leaves:
-            last_use, _, node = heapq.heappop(self._leaves)
-            node.offered = False
-            if not self._is_candidate(node):
-                continue
-            if node.last_use != last_use:  # used since it was offered: back with its new age
-                self._offer(node)
-                continue
+        while out < count and (victim := self.eviction.pop()) is not None:
+            node = victim.node
+            assert node.parent is not None
+            if victim.keep > node.parent.end:
+                self._split(node, victim.keep - node.parent.end)
             freed.append(node.pages)
             out += len(node.pages)
             self._remove(node)
@@ -163,9 +193,12 @@ class RadixTree:
         parent = node.parent
         assert parent is not None
         size = self.page_size
-        upper = Node(parent, node.tokens[:length], node.pages[: length // size], node.step)
+        upper = Node(parent, node.tokens[:length], node.pages[: length // size], node.step, node.key)
         upper.locks = node.locks
         upper.last_use = node.last_use
+        upper.shared = node.shared
+        if node.marks:
+            upper.marks = {key: mark.copy() for key, mark in node.marks.items()}
         parent.children[node.tokens[:size].tobytes()] = upper
         node.tokens = node.tokens[length:]
         node.pages = node.pages[length // size :]
@@ -181,13 +214,6 @@ class RadixTree:
         del parent.children[node.tokens[: self.page_size].tobytes()]
         self.evictable -= len(node.pages)
         node.parent = None
-        if self._is_candidate(parent):
-            self._offer(parent)
-
-    def _is_candidate(self, node: Node) -> bool:
-        return node.locks == 0 and not node.children and node.parent is not None
-
-    def _offer(self, node: Node) -> None:
-        if not node.children and not node.offered:  # one entry a node: the heap never outgrows the tree
-            node.offered = True
-            heapq.heappush(self._leaves, (node.last_use, next(self._order), node))
+        self.eviction.forget(node)
+        if parent.is_free_leaf:
+            self.eviction.offer(parent)

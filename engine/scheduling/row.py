@@ -9,6 +9,7 @@ import numpy as np
 
 from spark_llm.engine.cache.pool import Pages
 from spark_llm.engine.cache.radix import Node
+from spark_llm.engine.prefix import sort_key
 from spark_llm.engine.request import Completion, FinishReason, Request, TokenIds
 
 
@@ -67,7 +68,7 @@ class Row:
         self.tokens: TokenIds = np.empty(longest, dtype=np.int32)
         self.num_prompt = self.num_tokens = len(request.prompt)
         self.tokens[: self.num_tokens] = request.prompt
-        self.key = request.prompt.astype(">u4").tobytes()  # bytes sort as tokens do
+        self.key = sort_key(request.prompt)
         self.output: list[int] = []
         self.pages: Pages = np.empty(-(-longest // page_size), dtype=np.int32)
         self.num_computed = self.num_pages = self.tree_pages = 0

@@ -46,6 +46,7 @@ class Scheduler:
     ) -> None:
         self.cache = cache
         self.waiting = waiting
+        cache.eviction.follow(waiting)
         self.running: list[Row] = []
         self.max_batch_tokens = max_batch_tokens
         self.max_running_rows = max_running_rows
@@ -64,6 +65,8 @@ class Scheduler:
         self._arrivals += 1
         self._rows[request.id] = row
         self.waiting.push(row)
+        if request.hints is not None and request.reuse:
+            self.cache.eviction.announce(row.key, request.hints)
 
     def cancel(self, request_id: int) -> bool:
         """Forget a row and free its pages; False if it is not here (any more)."""
@@ -76,6 +79,7 @@ class Scheduler:
             self._release(row)
         else:
             self.waiting.remove(row)
+            self.cache.eviction.reconsider()
         return True
 
     def plan(self) -> StepPlan:
@@ -251,7 +255,7 @@ class Scheduler:
         if row.detached or full <= row.tree_pages:
             return
         tokens = row.tokens[row.tree_pages * size : full * size].copy()
-        child = self.cache.tree.insert(row.node, tokens, row.pages[row.tree_pages : full].copy(), step)
+        child = self.cache.tree.insert(row.node, tokens, row.pages[row.tree_pages : full].copy(), step, row.key)
         if child is None:  # the same prompt is there already: this row had to compute its last tokens itself
             row.detached = True
             return
@@ -269,6 +273,10 @@ class Scheduler:
         return FinishReason.LENGTH if len(row.output) >= params.max_tokens else None
 
     def _forget(self, row: Row) -> None:
+        hints = row.request.hints
+        if hints is not None and hints.shared_tokens and row.request.reuse:
+            node, _ = self.cache.tree.match(row.tokens[: hints.shared_tokens])
+            self.cache.eviction.done(node, hints)
         del self._rows[row.request.id]
         self.running.remove(row)
         self._release(row)

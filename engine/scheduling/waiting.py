@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import Protocol
 
-import numpy as np
 from sortedcontainers import SortedKeyList
 
+from spark_llm.engine.cache.eviction import AT_ONCE, Upcoming, Use
+from spark_llm.engine.prefix import KEY_BYTES, shared_tokens
 from spark_llm.engine.scheduling.row import Row
 
 _STRIDE = 8  # admissions between two rows that are taken because they are old
 
 
-class WaitingQueue(Protocol):
-    """An order policy: which waiting row is admitted next."""
+class WaitingQueue(Upcoming, Protocol):
+    """An order policy: which waiting row is admitted next, and, for eviction, which later."""
 
     def __len__(self) -> int: ...
 
@@ -59,6 +60,8 @@ class LongestPrefixFirst:
         self._arrived = self._departed = self._most = 0
         self._oldest_left = 0  # rows that had departed when the oldest one last did
         self._next: Row | None = None
+        self._lap = 0  # how often the walk began anew
+        self._begins_anew = False  # the walk, with the next row
 
     def __len__(self) -> int:
         return len(self._rows) + len(self._returned)
@@ -83,6 +86,7 @@ class LongestPrefixFirst:
         row = self.peek()
         if row is None:
             raise IndexError("pop from an empty queue")
+        self._lap += self._begins_anew
         self.remove(row)
         self._cursor = row.key
         return row
@@ -98,7 +102,29 @@ class LongestPrefixFirst:
             self._returned.remove(row)
         self._next = None
 
+    def next_use(self, path: bytes, beyond: int) -> tuple[int, Use] | None:
+        """See Upcoming. Later is a row that comes later in the walk; ageing, which may call it earlier, is ignored."""
+        start = path[: KEY_BYTES * (beyond + 1)]
+        shared = max((shared_tokens(row.key, path) for row in self._returned if row.key.startswith(start)), default=0)
+        if shared == len(path) // KEY_BYTES:
+            return shared, AT_ONCE
+        at = self._rows.bisect_key_left((path, -1))
+        first = self._rows[at] if at < len(self._rows) else None
+        if first is not None and first.key.startswith(path):
+            return len(path) // KEY_BYTES, self._use(first, path)
+        for row in (first, self._rows[at - 1] if at else None):
+            if row is not None and row.key.startswith(start):
+                shared = max(shared, shared_tokens(row.key, path))
+        return (shared, AT_ONCE) if shared > beyond else None
+
+    def _use(self, first: Row, path: bytes) -> Use:
+        """When the first of the rows that begin with ``path`` is admitted; ``first`` is the first one by its key."""
+        if self._cursor.startswith(path):  # the walk is among them
+            return self._lap, self._cursor, -1
+        return self._lap + (first.key < self._cursor), first.key, first.sequence
+
     def _choose(self) -> Row | None:
+        self._begins_anew = False
         if self._returned:
             return self._returned[0]
         if not self._rows:
@@ -110,15 +136,11 @@ class LongestPrefixFirst:
         at = self._rows.bisect_key_left((self._cursor, -1))
         after: Row = self._rows[at if at < len(self._rows) else 0]  # past the end: begin anew
         before: Row = self._rows[at - 1] if at else after
-        return before if _shared(before.key, self._cursor) > _shared(after.key, self._cursor) else after
+        if shared_tokens(before.key, self._cursor) > shared_tokens(after.key, self._cursor):
+            return before
+        self._begins_anew = at == len(self._rows)
+        return after
 
 
 def _order(row: Row) -> tuple[bytes, int]:
     return row.key, row.sequence
-
-
-def _shared(a: bytes, b: bytes) -> int:
-    """Number of leading tokens that two keys share."""
-    length = min(len(a), len(b))
-    differs = np.frombuffer(a, np.uint32, length // 4) != np.frombuffer(b, np.uint32, length // 4)
-    return int(differs.argmax()) if differs.any() else length // 4

@@ -34,12 +34,13 @@ class Answer(NamedTuple):
 class Stream:
     """One exchange. ``flights`` are those that its rows lead or wait for; ``Folding`` guards it.
 
-    scope: what all its rows have in common and an equal row must have, too, in bytes.
+    id: unique within the engine. scope: what all its rows have in common and an equal row must have, too, in bytes.
     outbox: answers to be written to the client; an empty list wakes the writer. error: what ends the stream.
     """
 
     query: str = ""
     scope: bytes = b""
+    id: int = -1
     outbox: queue.SimpleQueue[list[Answer]] = field(default_factory=queue.SimpleQueue)
     flights: set[Flight] = field(default_factory=set)
     closed: bool = False

@@ -57,14 +57,14 @@ class EngineLoop:
     # ---- called by the threads of streams
 
     def next_id(self) -> int:
-        """An id for a Request that no other has."""
+        """An id for a Request or a Stream that no other has."""
         return next(self._ids)
 
     def open(self, stream: Stream) -> None:
         with self._lock:
             self._open_streams += 1
             self._idle_since = None
-        self._inbox.put(lambda: self._count(stream.query, 0, 0))
+        self._inbox.put(lambda: self._open(stream))
 
     def submit(self, stream: Stream, received: int, claim: Claim, requests: list[Request]) -> None:
         """Gives the ``requests`` of the claim's flights to the engine: those of ``received`` rows that do not fold."""
@@ -137,6 +137,10 @@ class EngineLoop:
                 return
             message()
 
+    def _open(self, stream: Stream) -> None:
+        self._engine.open(stream.id, stream.query)
+        self._count(stream.query, 0, 0)
+
     def _add(self, stream: Stream, received: int, claim: Claim, requests: list[Request]) -> None:
         if not stream.closed:
             self._count(stream.query, received, claim.answered)
@@ -157,6 +161,7 @@ class EngineLoop:
             self._engine.cancel(cancelled)
         for engine_id in cancelled:
             del self._flights[engine_id]
+        self._engine.close(stream.id)
 
     def _dispatch(self, completions: list[Completion]) -> None:
         answers: dict[Stream, list[Answer]] = {}

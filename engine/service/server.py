@@ -15,7 +15,8 @@ import msgspec
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from spark_llm.engine.request import FinishReason, Request
+from spark_llm.engine.prefix import shared_with_next
+from spark_llm.engine.request import FinishReason, Hints, Request
 from spark_llm.engine.service.folding import Answer, Stream
 from spark_llm.engine.service.loop import EngineLoop
 from spark_llm.engine.service.protocol import ANSWER_SCHEMA, PROTOCOL_VERSION, StreamFailure, StreamOpen
@@ -67,7 +68,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
         except LlmError as error:
             _fail(writer, error)
             return
-        stream = Stream(query=header.query, scope=_scope(header))
+        stream = Stream(header.query, _scope(header), self._loop.next_id())
         self._loop.open(stream)
         requests = _Requests(self._loop, self._text, header, stream, reader)
         requests.start()
@@ -154,7 +155,7 @@ class _Requests(threading.Thread):
         if not batch.num_rows:
             return []
         header, loop = self._header, self._loop
-        prompts, instruction_tokens = self._text.encode(header, batch)
+        prompts, instruction_tokens, shared_tokens = self._text.encode_rows(header, batch)
         is_stopped = self._text.stop_checker(header.params.stop)
         return [
             Request(
@@ -166,9 +167,15 @@ class _Requests(threading.Thread):
                 seed=seed,
                 is_stopped=is_stopped,
                 reuse=header.reuse,
+                hints=Hints(self._stream.id, header.query, following, header.later_calls, shared),
             )
-            for prompt, tokens, seed in zip(
-                prompts, instruction_tokens.tolist(), batch.column("seed").to_pylist(), strict=True
+            for prompt, tokens, shared, following, seed in zip(
+                prompts,
+                instruction_tokens.tolist(),
+                shared_tokens.tolist(),
+                shared_with_next(prompts),
+                batch.column("seed").to_pylist(),
+                strict=True,
             )
         ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
@@ -75,6 +76,10 @@ class TextPipeline:
         A row's message is its segments joined, without the newline that ends the last one. Instruction tokens
         are the leading ones of template and instruction segments.
         """
+        return self.encode_rows(header, batch)[:2]
+
+    def encode_rows(self, header: StreamOpen, batch: pa.RecordBatch) -> tuple[list[TokenIds], Ints, Ints]:
+        """The same, and int64 [rows] of the leading tokens that the prompts of later calls share (0: no such)."""
         frame = self.frame(header.system)
         segments = SegmentBatch.from_arrow(batch.column("segments"))
         encoder: SegmentEncoder | WholeEncoder
@@ -83,7 +88,9 @@ class TextPipeline:
         else:
             self._whole = self._whole or WholeEncoder(self._tokenizer, self._cache_bytes)
             encoder = self._whole
-        return encoder.encode(frame, segments, header.instruction_segments)
+        shared = (header.shared_segments,) if header.later_calls or header.shared_segments else ()
+        prompts, counts = encoder.encode(frame, segments, (header.instruction_segments, *shared))
+        return prompts, counts[0], counts[1] if shared else np.zeros(len(prompts), np.int64)
 
     def decode(self, outputs: Sequence[Sequence[int]], stop: Sequence[str] = ()) -> list[str]:
         """The answers' texts: without special tokens, cut before the first stop string, outer white space off.

@@ -86,14 +86,16 @@ class SegmentEncoder:
         found = self._find_special.findall(frame.prefix) + self._find_special.findall(frame.suffix)
         return self._wide.isdisjoint(found)
 
-    def encode(self, frame: ChatFrame, batch: SegmentBatch, instruction_segments: int) -> tuple[list[TokenIds], Ints]:
-        """Each row's prompt in ids, and how many of them are template prefix and instruction segments.
+    def encode(
+        self, frame: ChatFrame, batch: SegmentBatch, leading: Sequence[int]
+    ) -> tuple[list[TokenIds], list[Ints]]:
+        """Each row's prompt in ids, and how many of them are template prefix and ``leading[i]`` leading segments.
 
-        A token that reaches from instruction into data counts as data.
+        A token that reaches beyond those segments does not count.
         """
         num_rows = len(batch.offsets) - 1
         if num_rows == 0:
-            return [], np.empty(0, np.int64)
+            return [], [np.empty(0, np.int64) for _ in leading]
         fixed = self._frames.get(frame) or self._remember(frame)
         batch = batch.message(frame.strips_start, frame.strips_end)
         pieces = self._cut(fixed, batch)
@@ -116,10 +118,11 @@ class SegmentEncoder:
         bounds = (before[pieces.rows] + around * np.arange(num_rows + 1)).tolist()
         prompts = [flat[start:end] for start, end in itertools.pairwise(bounds)]
 
-        counts = np.minimum(np.diff(batch.offsets), instruction_segments) + bool(fixed.head_text)
-        limits = pieces.atom_rows[:-1] + counts
-        instruction = self._tokens_before(fixed, pieces, limits, before, leads)
-        return prompts, instruction + len(fixed.head_ids)
+        counts = []
+        for segments in leading:
+            limits = pieces.atom_rows[:-1] + np.minimum(np.diff(batch.offsets), segments) + bool(fixed.head_text)
+            counts.append(self._tokens_before(fixed, pieces, limits, before, leads) + len(fixed.head_ids))
+        return prompts, counts
 
     def _cut(self, fixed: _Frame, batch: SegmentBatch) -> _Pieces:
         """The rows' atoms (head text, segments, tail text) grouped into pieces."""

@@ -7,6 +7,7 @@ encoded apart from the template, so that it cannot forge one; all others give th
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -29,15 +30,20 @@ class WholeEncoder:
         names = [re.escape(token.content) for token in added if token.special]
         self._find_special = re.compile("|".join(names) if names else r"(?!)")
 
-    def encode(self, frame: ChatFrame, batch: SegmentBatch, instruction_segments: int) -> tuple[list[TokenIds], Ints]:
-        """Each row's prompt in ids, and how many of them are template prefix and instruction segments."""
+    def encode(
+        self, frame: ChatFrame, batch: SegmentBatch, leading: Sequence[int]
+    ) -> tuple[list[TokenIds], list[Ints]]:
+        """Each row's prompt in ids, and how many of them are template prefix and ``leading[i]`` leading segments."""
         batch = batch.message(frame.strips_start, frame.strips_end)
         rows = [batch.row(index) for index in range(len(batch.offsets) - 1)]
         messages = ["".join(row) for row in rows]
         encoded = self._encode(frame, messages, frame.suffix)
-        starts = self._encode(frame, ["".join(row[:instruction_segments]) for row in rows], "")
-        counts = [min(len(start), len(ids)) for start, ids in zip(starts, encoded, strict=True)]
-        return encoded, np.array(counts, np.int64)
+        counts = []
+        for segments in leading:
+            starts = self._encode(frame, ["".join(row[:segments]) for row in rows], "")
+            lengths = [min(len(start), len(ids)) for start, ids in zip(starts, encoded, strict=True)]
+            counts.append(np.array(lengths, np.int64))
+        return encoded, counts
 
     def _encode(self, frame: ChatFrame, messages: list[str], suffix: str) -> list[TokenIds]:
         known: dict[str, TokenIds] = {}

@@ -33,14 +33,17 @@ class FakeText:
         self.holding, self.held = threading.Event(), threading.Event()  # an unreadable batch waits for ``held``
         self.held.set()
 
-    def encode(self, header: StreamOpen, batch: pa.RecordBatch) -> tuple[list[TokenIds], npt.NDArray[np.int64]]:
+    def encode_rows(
+        self, header: StreamOpen, batch: pa.RecordBatch
+    ) -> tuple[list[TokenIds], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         rows = batch.column("segments").to_pylist()
         if ["unreadable"] in rows:
             self.holding.set()
             self.held.wait(5)
             raise LlmError("LLM_CHAT_TEMPLATE_INVALID", model="fake", reason="unreadable")
         ids = [np.frombuffer("".join(row).encode(), np.uint8).astype(np.int32) for row in rows]
-        return ids, np.array([len(row[0].encode()) for row in rows], np.int64)
+        starts = [["".join(row[:n]).encode() for row in rows] for n in (1, header.shared_segments)]
+        return ids, *(np.array([len(start) for start in row], np.int64) for row in starts)
 
     def decode(self, outputs: list[list[int]], stop: tuple[str, ...]) -> list[str]:
         return [bytes(output).decode() for output in outputs]
@@ -83,6 +86,15 @@ class FakeEngine:
         self.released = threading.Event()
         self.broken = False
         self.threads: set[int] = set()
+        self.streams: dict[int, str] = {}
+
+    def open(self, stream: int, query: str) -> None:
+        self.threads.add(threading.get_ident())
+        self.streams[stream] = query
+
+    def close(self, stream: int) -> None:
+        self.threads.add(threading.get_ident())
+        del self.streams[stream]
 
     def add(self, request: Request) -> None:
         self.threads.add(threading.get_ident())

@@ -136,16 +136,16 @@ def test_evicting_one_leaf_looks_at_a_bounded_number_of_nodes(leaves: int, monke
             node, _ = tree.match(row)
             tree.lock(node)
             tree.unlock(node)
-    assert len(tree._leaves) == leaves
+    assert len(tree.eviction._loose) == leaves
     looks = 0
-    is_candidate = tree._is_candidate
+    is_free_leaf = Node.is_free_leaf
 
     def counting(node: Node) -> bool:
         nonlocal looks
         looks += 1
-        return is_candidate(node)
+        return is_free_leaf.__get__(node)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(tree, "_is_candidate", counting)
+    monkeypatch.setattr(Node, "is_free_leaf", property(counting))
     freed = [tree.evict(2) for _ in range(leaves)]
     assert [len(runs) for runs in freed] == [1] * leaves
     assert looks <= 4 * leaves

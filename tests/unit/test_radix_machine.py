@@ -14,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from spark_llm.engine.cache.eviction import LeastRecentlyUsed
 from spark_llm.engine.cache.manager import CacheManager
 from spark_llm.engine.cache.radix import Node
 
@@ -53,7 +54,7 @@ class RadixMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cache = CacheManager(TOTAL_PAGES, self.page_size)
+        self.cache = CacheManager(TOTAL_PAGES, self.page_size, LeastRecentlyUsed())
         self.cached: dict[Prefix, int] = {}  # the model: whole-page prefix -> page of its last tokens
         self.holders: list[Holder] = []
         self.locks: list[tuple[Node, Prefix]] = []  # taken by the lock rule alone
@@ -310,7 +311,7 @@ class RadixMachine(RuleBasedStateMachine):
         offered = sum(node.offered for node in self.cache.tree.nodes())
         missing = [node for node in self.candidates() if not node.offered]
         assert not missing, "an evictable leaf is in no heap"
-        assert offered <= len(self.cache.tree._leaves)
+        assert offered <= len(self.cache.eviction._loose)
 
     def teardown(self) -> None:
         """Once everybody is gone all can be evicted: nothing leaked."""

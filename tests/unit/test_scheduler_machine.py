@@ -121,6 +121,7 @@ def build(
     spec = EngineSpec(page_size=page_size, max_batch_tokens=batch, max_running_rows=running, check_invariants=True)
     engine = Engine(spec, cast(Any, runner), cache, cast(Any, None), "float32")
     engine.scheduler.waiting = LongestPrefixFirst(patience)
+    cache.eviction.follow(engine.scheduler.waiting)
     return engine, runner
 
 
