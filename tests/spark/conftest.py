@@ -11,11 +11,21 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from pyspark import cloudpickle
 from pyspark.sql import SparkSession
 from pyspark.sql.functions import pandas_udf
 
 import spark_llm
+from spark_llm import report
 from spark_llm.functions.registry import Registry
+
+# The modules beside this one; workers cannot import them, so what they have is pickled by value.
+sys.path.append(str(Path(__file__).parent))
+import fake_counting
+import fake_engine
+
+for module in (fake_engine, fake_counting):
+    cloudpickle.register_pickle_by_value(module)
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +69,13 @@ def echo(spark: SparkSession, fake_echo_udf: Any) -> Iterator[SparkSession]:
     registry = Registry.of(spark)
     with registry.using(spark, lambda tables: fake_echo_udf):
         yield spark_llm.enable(spark.newSession())
+
+
+@pytest.fixture
+def model(spark: SparkSession, tmp_path: Path) -> Iterator[fake_counting.FakeModel]:
+    """A fresh session with llm() enabled over the real UDF and a fake engine, which writes down every call."""
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    sink = report.install(spark).sink
+    with Registry.of(spark).using(spark, lambda tables: fake_counting.fake_counting_udf(sink, tables, str(folder))):
+        yield fake_counting.FakeModel(spark_llm.enable(spark.newSession()), folder)

@@ -7,13 +7,37 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
 from spark_llm.engine.service.protocol import ANSWER_SCHEMA, StreamOpen
+
+
+def answers(texts: Iterable[tuple[int, str]], answer: Callable[[str], str] = str) -> pa.RecordBatch:
+    """What the engine sends back for (id, message) pairs."""
+    rows = []
+    for number, text in texts:
+        fails = "fail" in text
+        rows.append(
+            {
+                "id": number,
+                "text": None if fails else answer(text),
+                "finish_reason": "error" if fails else "stop",
+                "error": "[LLM_FAKE] this row fails SQLSTATE: 22000" if fails else None,
+                "prompt_tokens": len(text),
+                "instruction_tokens": 2,
+                "cached_tokens": 5,
+                "cached_instruction_tokens": 1,
+                "computed_tokens": len(text) - 5,
+                "recomputed_tokens": 0,
+                "output_tokens": 3,
+                "folded": False,
+            }
+        )
+    return pa.RecordBatch.from_pylist(rows, ANSWER_SCHEMA)
 
 
 class FakeStream:
@@ -31,26 +55,7 @@ class FakeStream:
             self.waiting.pop()
         if not self.waiting:
             threading.Event().wait()
-        rows = []
-        for number, text in [self.waiting.pop()]:
-            fails = "fail" in text
-            rows.append(
-                {
-                    "id": number,
-                    "text": None if fails else text,
-                    "finish_reason": "error" if fails else "stop",
-                    "error": "[LLM_FAKE] this row fails SQLSTATE: 22000" if fails else None,
-                    "prompt_tokens": len(text),
-                    "instruction_tokens": 2,
-                    "cached_tokens": 5,
-                    "cached_instruction_tokens": 1,
-                    "computed_tokens": len(text) - 5,
-                    "recomputed_tokens": 0,
-                    "output_tokens": 3,
-                    "folded": False,
-                }
-            )
-        return pa.RecordBatch.from_pylist(rows, ANSWER_SCHEMA)
+        return answers([self.waiting.pop()])
 
     def close(self) -> None:
         self.waiting.clear()
@@ -64,17 +69,23 @@ class FakeClient:
         return FakeStream()
 
 
-def fake_udf(sink: Any) -> Any:
-    """The real UDF with a FakeClient in place of the engine's; ``sink`` as in ``spark_llm.udf.make_udf``."""
+def fake_udf(
+    sink: Any,
+    tables: Mapping[str, bytes] | None = None,
+    make_client: Callable[[], Any] = FakeClient,
+) -> Any:
+    """The real UDF with a fake client in place of the engine's; ``sink``, ``tables`` as in ``udf.make_udf``."""
     from pyspark.sql.functions import pandas_udf
+
+    known = dict(tables or {})
 
     def llm(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:
         from spark_llm import udf
 
         real = udf.client.connect
-        udf.client.connect = lambda spec, start_timeout=0.0: FakeClient()  # type: ignore[assignment,return-value]
+        udf.client.connect = lambda spec, start_timeout=0.0: make_client()  # type: ignore[assignment,return-value]
         try:
-            yield from udf.answer_task(batches, sink)
+            yield from udf.answer_task(batches, sink, known)
         finally:
             udf.client.connect = real  # Spark uses a worker again, also for tests with the real engine
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import logging
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import ModuleType
 
 import pytest
-from pyspark import cloudpickle
+from fake_engine import fake_udf
 from pyspark.errors import PythonException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from spark_llm import progress
-from spark_llm.call import CallSpec, FieldSpec
+from spark_llm.call import CallSpec, FieldSpec, RowPlan
 from spark_llm.report import Report, install, last_report, reports
 
 pytestmark = pytest.mark.spark
@@ -25,24 +21,13 @@ pytestmark = pytest.mark.spark
 Ask = Callable[..., Column]
 
 
-def load_fake_engine() -> ModuleType:
-    """The module beside this one, pickled by value: workers cannot import tests."""
-    spec = importlib.util.spec_from_file_location("fake_engine", Path(__file__).with_name("fake_engine.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fake_engine"] = module
-    spec.loader.exec_module(module)
-    cloudpickle.register_pickle_by_value(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def ask(spark: SparkSession) -> Ask:
     """ask("prompt", "column", ...) is a call with these fields and a fake engine behind it."""
-    udf = load_fake_engine().fake_udf(install(spark).sink)
+    udf = fake_udf(install(spark).sink)
 
     def ask(prompt: str | Column, *fields: str, **options: object) -> Column:
+        options.setdefault("rows", RowPlan(fold=True))
         spec = CallSpec(fields=tuple(FieldSpec(name) for name in fields), **options)  # type: ignore[arg-type]
         text = F.lit(prompt) if isinstance(prompt, str) else prompt
         return udf(F.lit(spec.encode()), text, *(F.col(name).cast("string") for name in fields))
@@ -98,7 +83,7 @@ def test_nulls_duplicates_and_failures(spark: SparkSession, ask: Ask, caplog: py
     ).coalesce(1)
     with caplog.at_level(logging.WARNING, "spark_llm"):
         rows = table.select(ask(F.col("p"), "v").alias("a")).collect()
-    answer = 'p\nv: "a"\n'
+    answer = "p\nv: a\n"
     assert [row.a for row in rows] == [answer, answer, None, None, None]
     report = report_of(spark)
     assert (report.rows, report.calls, report.duplicates, report.nulls, report.failed) == (5, 1, 1, 2, 1)
@@ -127,14 +112,9 @@ def test_a_prompt_alone(spark: SparkSession, ask: Ask) -> None:
 
 
 def test_naive_mode(spark: SparkSession, ask: Ask, conf: Callable[[str, object], None]) -> None:
-    for key, value in [
-        ("windowRows", 1),
-        ("windowsInFlight", 1),
-        ("foldDuplicates", "false"),
-        ("engine.prefixCache", "false"),
-    ]:
+    for key, value in [("windowRows", 1), ("windowsInFlight", 1), ("engine.prefixCache", "false")]:
         conf(f"spark.llm.{key}", value)
-    rows = numbers(spark, 10).select(ask("p").alias("a")).collect()
+    rows = numbers(spark, 10).select(ask("p", rows=None).alias("a")).collect()
     assert [row.a for row in rows] == ["p"] * 10
     assert (report_of(spark).calls, report_of(spark).duplicates) == (10, 0)
 
@@ -197,8 +177,8 @@ def test_a_large_partition_with_few_distinct_rows(
 
 def test_without_the_back_channel_the_accumulator_counts(spark: SparkSession) -> None:
     sink = install(spark).sink._replace(address=None)
-    udf = load_fake_engine().fake_udf(sink)
-    numbers(spark, 20).select(udf(F.lit(CallSpec().encode()), F.lit("p"))).collect()
+    udf = fake_udf(sink)
+    numbers(spark, 20).select(udf(F.lit(CallSpec(rows=RowPlan(fold=True)).encode()), F.lit("p"))).collect()
     assert (report_of(spark).rows, report_of(spark).calls, report_of(spark).duplicates) == (20, 2, 18)
 
 
