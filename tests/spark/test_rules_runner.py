@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from plans import specs
 from pyspark.sql import SparkSession
 
 from spark_llm.functions import registry
 from spark_llm.optimizer.catalyst import bridge
-from spark_llm.optimizer.catalyst.bridge import Catalyst, Node, items
+from spark_llm.optimizer.catalyst.bridge import Node, items
+from spark_llm.optimizer.catalyst.context import Context
 from spark_llm.optimizer.catalyst.runner import Rule
+from spark_llm.optimizer.rules import RULES
 
 pytestmark = pytest.mark.spark
 
@@ -48,21 +52,21 @@ def test_queries_without_a_call_never_ask_python(t: SparkSession, asked: list[An
     assert asked != []
 
 
-def use(monkeypatch: pytest.MonkeyPatch, apply: Callable[[Node, Catalyst], Node]) -> None:
-    monkeypatch.setattr(registry, "RULES", (Rule("orderRows", apply),))
+def use(monkeypatch: pytest.MonkeyPatch, apply: Callable[[Node, Context], Node]) -> None:
+    monkeypatch.setattr(registry, "RULES", (Rule("reorderRows", apply),))
 
 
 def test_a_rule_that_throws_leaves_the_plan(
     t: SparkSession, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fails(plan: Node, catalyst: Catalyst) -> Node:
+    def fails(plan: Node, context: Context) -> Node:
         raise ValueError("a bug in a rule")
 
     use(monkeypatch, fails)
     with caplog.at_level(logging.WARNING, "spark_llm.optimizer"):
         assert len(t.sql(QUERY).collect()) == 2
     [record] = caplog.records
-    assert "Rule orderRows failed" in record.message
+    assert "Rule reorderRows failed" in record.message
     assert "a bug in a rule" in caplog.text
     assert "Traceback" in caplog.text
 
@@ -72,10 +76,12 @@ def below(plan: Node) -> Node:
 
 
 WRONG = {
-    "other columns": lambda plan, catalyst: below(plan),
-    "a column from nowhere": lambda plan, catalyst: catalyst.with_children(plan, [catalyst.plans.OneRowRelation()]),
-    "not a plan": lambda plan, catalyst: None,
-    "an expression": lambda plan, catalyst: items(plan.output())[0],
+    "other columns": lambda plan, context: below(plan),
+    "a column from nowhere": lambda plan, context: context.catalyst.with_children(
+        plan, [context.catalyst.plans.OneRowRelation()]
+    ),
+    "not a plan": lambda plan, context: None,
+    "an expression": lambda plan, context: items(plan.output())[0],
 }
 
 
@@ -84,7 +90,7 @@ def test_a_wrong_plan_is_not_taken(
     t: SparkSession,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    apply: Callable[[Node, Catalyst], Node],
+    apply: Callable[[Node, Context], Node],
 ) -> None:
     use(monkeypatch, apply)
     with caplog.at_level(logging.WARNING, "spark_llm.optimizer"):
@@ -101,3 +107,45 @@ def test_a_setting_that_goes_wrong_after_the_analysis_skips_the_rules(
     with caplog.at_level(logging.WARNING, "spark_llm.optimizer"):
         assert "Sort" not in df._jdf.queryExecution().optimizedPlan().toString()
     assert "LLM_INVALID_CONFIG" in caplog.text
+
+
+def test_the_other_rules_run_where_one_throws(t: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(plan: Node, context: Context) -> Node:
+        raise ValueError("a bug in a rule")
+
+    others = tuple(rule for rule in RULES if rule.name != "reorderColumns")
+    monkeypatch.setattr(registry, "RULES", (Rule("reorderColumns", fails), *others))
+    [spec] = specs(t.sql("SELECT llm('p', text, id) FROM t"))
+    assert spec.prompt is not None
+    assert spec.prompt.fields_why == ""
+    assert spec.prompt.instruction_why
+    assert spec.rows is not None
+    assert spec.rows.fold
+    assert spec.rows.order_why
+
+
+def test_a_statistics_job_that_fails_costs_the_order_only(
+    t: SparkSession, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    t.range(30).selectExpr("id", "1 / (id - 20) AS broken").createOrReplaceTempView("u")
+    with caplog.at_level(logging.WARNING, "spark_llm.optimizer"):
+        df = t.sql("SELECT llm('p', id, broken) FROM u")
+        [spec] = specs(df)
+    assert "The statistics job for 'p' failed" in caplog.text
+    assert spec.prompt is not None
+    assert "the statistics job failed" in spec.prompt.fields_why
+
+
+def test_a_session_of_another_thread_is_the_rules_session(t: SparkSession) -> None:
+    """The rules of a query read the settings of its session, whichever thread plans it."""
+    other = t.newSession()
+    other.conf.set("spark.llm.optimizer.reorderRows.partitions", "5")
+
+    def partitions(session: SparkSession) -> int:
+        df = session.sql("SELECT llm('p', id % 9) FROM range(0, 99, 1, 3)")
+        [spec] = specs(df)
+        assert spec.rows is not None
+        return spec.rows.partitions
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(partitions, [t, other, t, other])) == [2, 5, 2, 5]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from pyspark.errors import AnalysisException
 from pyspark.sql import Column, SparkSession
@@ -22,7 +23,7 @@ def reached(spark: SparkSession, column: Column) -> tuple[CallSpec, list[Any]]:
     df = spark.sql("SELECT 'x' AS a, 1 AS b, named_struct('c', 2) AS s")
     [row] = df.select(column).collect()
     spec, *values = json.loads(row[0])
-    return CallSpec.decode(spec), values
+    return msgspec.structs.replace(CallSpec.decode(spec), prompt=None, rows=None), values  # as written, before the rules
 
 
 def test_fields_keep_names_and_aliases(echo: SparkSession) -> None:
@@ -52,6 +53,7 @@ def test_options(echo: SparkSession) -> None:
         top_k=0,
         seed=7,
         stop=["\n", "END"],
+        order="AS_WRITTEN",
     )
     spec, values = reached(echo, call)
     assert values == ["p", "x"]
@@ -65,6 +67,7 @@ def test_options(echo: SparkSession) -> None:
         top_k=0,
         seed=7,
         stop=("\n", "END"),
+        order="as_written",
     )
     spec, _ = reached(echo, llm("p", stop="x", max_tokens=F.lit(2) + F.lit(1)))
     assert (spec.stop, spec.max_tokens) == (("x",), 3)
@@ -92,6 +95,7 @@ def test_a_table_with_columns_called_like_options(echo: SparkSession) -> None:
         ({"max_tokens": 0}, "LLM_INVALID_OPTION"),
         ({"temperature": "hot"}, "LLM_INVALID_OPTION"),
         ({"stop": []}, "LLM_INVALID_OPTION"),
+        ({"order": "sorted"}, "LLM_INVALID_OPTION"),
         ({"returns": "INT"}, "LLM_OPTION_NOT_YET"),
         ({"failOnError": False}, "LLM_OPTION_NOT_YET"),
         ({"max_token": 5}, r"LLM_UNKNOWN_OPTION.*Did you mean max_tokens\?"),

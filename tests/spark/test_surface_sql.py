@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
@@ -14,9 +15,9 @@ pytestmark = pytest.mark.spark
 
 
 def calls(df: DataFrame) -> list[tuple[CallSpec, list[str | None]]]:
-    """The echoed arguments of each row's only column: (spec, [prompt, field, ...])."""
+    """The echoed arguments of each row's only column: (spec as written, before the rules, [prompt, field, ...])."""
     rows = [json.loads(row[0]) for row in df.collect()]
-    return [(CallSpec.decode(row[0]), row[1:]) for row in rows]
+    return [(msgspec.structs.replace(CallSpec.decode(row[0]), prompt=None, rows=None), row[1:]) for row in rows]
 
 
 def spec_of(df: DataFrame) -> CallSpec:
@@ -161,7 +162,7 @@ def test_options_reach_the_spec(echo: SparkSession) -> None:
     spec = spec_of(
         echo.sql(
             "SELECT llm('p', id, model => 'm', system => 's', max_tokens => 8, temperature => 0.7, top_p => 0.9D,"
-            " top_k => 40, seed => -3, stop => array('\\n', 'END')) FROM range(1)"
+            " top_k => 40, seed => -3, stop => array('\\n', 'END'), order => 'as_written') FROM range(1)"
         )
     )
     assert spec == CallSpec(
@@ -174,6 +175,7 @@ def test_options_reach_the_spec(echo: SparkSession) -> None:
         top_k=40,
         seed=-3,
         stop=("\n", "END"),
+        order="as_written",
     )
     assert [field.name for field in spec.fields] == ["id"]
 
@@ -186,6 +188,7 @@ def test_options_reach_the_spec(echo: SparkSession) -> None:
         ("max_tokens => CAST('5' AS INT)", CallSpec(max_tokens=5)),
         ("temperature => 1", CallSpec(temperature=1.0)),
         ("stop => 'a'", CallSpec(stop=("a",))),
+        ("ORDER => 'Auto'", CallSpec(order="auto")),
         ("system => nvl(NULL, 'you')", CallSpec(system="you")),
         ("system => concat('a', upper('b'))", CallSpec(system="aB")),
         ("max_tokens => year(current_date()) - year(now()) + 1", CallSpec(max_tokens=1)),

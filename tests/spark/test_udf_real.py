@@ -30,7 +30,7 @@ def session(spark: SparkSession) -> SparkSession:
 def configured(session: SparkSession) -> Iterator[None]:
     """Each test starts from the same configuration."""
     yield
-    for key in ("windowRows", "windowsInFlight", "foldDuplicates", "engine.prefixCache", "onError"):
+    for key in ("windowRows", "windowsInFlight", "optimizer.enabled", "engine.prefixCache", "onError"):
         session.conf.unset(f"spark.llm.{key}")
     session.conf.unset("spark.sql.execution.arrow.maxRecordsPerBatch")
 
@@ -79,7 +79,7 @@ def test_row_by_row_without_reuse(session: SparkSession, expected: dict[int, str
     for key, value in {
         "windowRows": "1",
         "windowsInFlight": "1",
-        "foldDuplicates": "false",
+        "optimizer.enabled": "false",
         "engine.prefixCache": "false",
     }.items():
         session.conf.set(f"spark.llm.{key}", value)
