@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from prefix_order_hits import Ints, Prompts, common, text_columns, unbounded
+from prefix_order_solver import SAME_TABLE, tables
+from results import aligned
 from tokenizers import Tokenizer
 
 from spark_llm.call import FieldSpec
 from spark_llm.datasets import paper
+from spark_llm.engine.model.source import resolve
 from spark_llm.engine.text.pipeline import TextPipeline
-from spark_llm.engine.text.tokenizer import LoadedTokenizer
+from spark_llm.engine.text.template import ChatFrame
+from spark_llm.engine.text.tokenizer import load_tokenizer
+from spark_llm.field_text import FieldRenderer
 
 ROWS = 4_000
 
@@ -45,11 +51,10 @@ def bare(field: Field) -> str:
     return "null" if field[1] is None else re.sub(r"\s*\n\s*", " ", field[1])
 
 
-def quoted_if_needed(field: Field) -> str:
-    """The value as it is, as JSON where it could be taken for something else."""
-    _, value, is_json = field
-    plain = value is not None and not is_json and re.fullmatch(r"(?!null$|[\"\[{]|[-0-9.]+$)\S(.*\S)?", value)
-    return str(value) if plain else quoted(field)
+def in_use(field: Field) -> str:
+    """The line that prompts have."""
+    name, value, is_json = field
+    return FieldRenderer(FieldSpec(name, is_json))(value).removesuffix("\n")
 
 
 def label(name: str) -> str:
@@ -58,16 +63,12 @@ def label(name: str) -> str:
 
 
 RENDERINGS = {
-    'lines name: "value", "odd/name": "value"': Rendering(
-        "\n", "\n", "", lambda field: f"{label(field[0])}: {quoted(field)}"
-    ),
-    'lines name: "value"': Rendering("\n", "\n", "", lambda field: f"{field[0]}: {quoted(field)}"),
-    "lines, quotes if needed": Rendering("\n", "\n", "", lambda field: f"{field[0]}: {quoted_if_needed(field)}"),
-    "lines name: value": Rendering("\n", "\n", "", lambda field: f"{field[0]}: {bare(field)}"),
+    "in use: name: value, quotes if needed": Rendering("\n", "\n", "", in_use),
+    'lines name: "value"': Rendering("\n", "\n", "", lambda field: f"{label(field[0])}: {quoted(field)}"),
     "lines name=value": Rendering("\n", "\n", "", lambda field: f"{field[0]}={bare(field)}"),
+    "one line name: value;": Rendering("\n", "; ", "", lambda field: f"{field[0]}: {bare(field)}"),
     "JSON object": Rendering("\n{", ", ", "}", lambda field: f'"{field[0]}": {quoted(field)}'),
     "JSON object, compact": Rendering("\n{", ",", "}", lambda field: f'"{field[0]}":{quoted(field)}'),
-    "one line name: value;": Rendering("\n", "; ", "", lambda field: f"{field[0]}: {bare(field)}"),
     "lines of values": Rendering("\n", "\n", "", bare),
     "one line value | value": Rendering("\n", " | ", "", bare),
 }
@@ -86,29 +87,28 @@ class Cost:
     data_rate: float
 
 
-def measure(loaded: LoadedTokenizer, pipeline: TextPipeline, names: Sequence[str], instruction: str) -> list[Cost]:
-    """All renderings of all tables ``names``, of ROWS rows each."""
+def measure(names: Sequence[str], rows: int | None, data: Path | None) -> list[Cost]:
+    """All renderings of all tables, of ROWS rows each unless told."""
+    loaded = load_tokenizer(resolve("default"))
+    frame = TextPipeline(load_tokenizer(resolve("default"))).frame(None)
     return [
-        cost(loaded.tokenizer, pipeline, name, paper.table(name, ROWS), rendering, instruction)
-        for name in names
+        cost(loaded.tokenizer, frame, name, table, rendering)
+        for name, table in tables([name for name in names if name in paper.TABLES], rows or ROWS, data)
         for rendering in RENDERINGS
     ]
 
 
-def cost(
-    tokenizer: Tokenizer, pipeline: TextPipeline, table: str, frame: pd.DataFrame, rendering: str, instruction: str
-) -> Cost:
+def cost(tokenizer: Tokenizer, chat: ChatFrame, table: str, frame: pd.DataFrame, rendering: str) -> Cost:
     """One rendering of one table."""
+    instruction = paper.instruction(SAME_TABLE.get(table, table))
     columns, specs = text_columns(frame)
     way = RENDERINGS[rendering]
     texts = [field_texts(column, spec, way) for column, spec in zip(columns, specs, strict=True)]
     rows = [texts[number] for number in statistics_order(tokenizer, texts).tolist()]
-    frame_text = pipeline.frame(None)
     messages = [
-        frame_text.render(instruction + way.begin + way.between.join(fields) + way.end)
-        for fields in zip(*rows, strict=True)
+        chat.render(instruction + way.begin + way.between.join(fields) + way.end) for fields in zip(*rows, strict=True)
     ]
-    found = unbounded(prompts(tokenizer, messages, frame_text.prefix + instruction + way.begin))
+    found = unbounded(prompts(tokenizer, messages, chat.prefix + instruction + way.begin))
     return Cost(
         table=table,
         rendering=rendering,
@@ -149,6 +149,26 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Any]:
     return [np.array(encoding.ids, np.int32) for encoding in found]
 
 
-def as_record(costs: Sequence[Cost]) -> list[dict[str, Any]]:
-    """For the JSON file."""
-    return [asdict(cost) for cost in costs]
+HEADER = ("table", "rendering", "tokens/row", "data", "computed/row", "against now", "PHR", "PHR of data")
+
+
+def report(record: Mapping[str, Any]) -> str:
+    """The table, from the JSON record; the first rendering of each table is the one in use."""
+    costs = [Cost(**entry) for entry in record["rendering"]]
+    now: dict[str, Cost] = {}
+    lines = []
+    for found in costs:
+        base = now.setdefault(found.table, found)
+        lines.append(
+            (
+                found.table,
+                found.rendering,
+                f"{found.tokens:,.1f}",
+                f"{found.data:,.1f}",
+                f"{found.computed:,.1f}",
+                f"{found.computed / base.computed:.3f}",
+                f"{found.rate:.1%}",
+                f"{found.data_rate:.1%}",
+            )
+        )
+    return aligned([HEADER, *lines])

@@ -33,8 +33,8 @@ SHUFFLED, WRITTEN, FIXED, GGR, SOLVED, TABLE = (
     "sorted, as written",
     "fixed order, sorted",
     "GGR, published",
-    "ours, order table",
     "ours, solve",
+    "ours, order table",
 )
 REAL = {"beer.csv": "beer (real)", "movies_small.csv": "movies (real)"}
 SAME_TABLE = {"beer (real)": "beer", "movies (real)": "movies"}
@@ -228,7 +228,10 @@ def report(record: Mapping[str, Any]) -> str:
 
 
 def targets(cases: Sequence[Case]) -> list[str]:
-    """Ours against GGR and against the fixed order, in points of PHR, and the time against GGR's."""
+    """Ours against GGR and the fixed order, in points of PHR, and the time against what the paper's code took.
+
+    The paper's time is of its own machine; the GGR here is a faster program for the same schedule.
+    """
     lines = []
     for name in dict.fromkeys(found.table for found in cases):
         best = {(found.order, found.rows): found for found in cases if found.table == name}
@@ -239,10 +242,10 @@ def targets(cases: Sequence[Case]) -> list[str]:
             lines.append(
                 judge(f"{where}, CPU time against GGR's", ours.cpu_seconds / ggr.cpu_seconds, 1 / 40, below=True)
             )
-        for ours in (found for found in best.values() if found.order == SOLVED):
+        for ours in (found for found in best.values() if found.order in (SOLVED, TABLE)):
             if (FIXED, ours.rows) in best:
                 gain = points(ours, best[FIXED, ours.rows])
-                lines.append(judge(f"{name}, {ours.rows:,} rows: ours less fixed order, points of PHR", gain, 0.0))
+                lines.append(judge(f"{name}, {ours.rows:,} rows: {ours.order} less fixed order, points", gain, 0.0))
     return lines
 
 

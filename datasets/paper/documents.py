@@ -48,7 +48,7 @@ def squad(rows: int, seed: int = 0) -> pd.DataFrame:
 
     Known: five contexts a question (section 6.1.2), the fields (appendix B: six, though table 1 says five), 1,047
     input tokens; 4.6 questions a paragraph and 43 paragraphs an article in SQuAD 1.1. Assumed: how far what the index
-    finds agrees between questions (see ``_retrieved``).
+    finds agrees between questions.
     """
     random = generator("squad", seed)
     texts = Texts(random)
@@ -62,7 +62,7 @@ def fever(rows: int, seed: int = 0) -> pd.DataFrame:
     """FEVER: claims with the four pieces of evidence that a vector index found for them, the nearest first.
 
     Known: four pieces of evidence a claim (section 6.1.2), the fields (appendix B), 1,302 input tokens. Assumed: five
-    claims a page, 30 pages on a topic, and how far what the index finds agrees between claims (``_retrieved``).
+    claims a page, 30 pages on a topic, and how far what the index finds agrees between claims.
     """
     random = generator("fever", seed)
     texts = Texts(random)
@@ -83,7 +83,7 @@ def _retrieved(
     of the row's topic.
     """
     documents = max(nearest, entities(rows, rows_per_document))
-    topics = max(1, round(documents / documents_per_topic))
+    topics = max(1, min(round(documents / documents_per_topic), documents // nearest))
     bounds = np.linspace(0, documents, topics + 1).astype(np.int64)
     points = random.normal(size=(documents, _DIMENSIONS))
     own = np.sort(popular(random, min(documents, rows), rows, 0.3)) if rows else np.empty(0, np.int64)
@@ -91,7 +91,7 @@ def _retrieved(
     found = np.empty((rows, nearest), np.int64)
     cuts = np.searchsorted(own, bounds)
     for topic in range(topics):
-        first, last = max(0, min(bounds[topic], bounds[topic + 1] - nearest)), bounds[topic + 1]
+        first, last = bounds[topic], bounds[topic + 1]
         some = slice(cuts[topic], cuts[topic + 1])
         distance = np.square(asked[some, None, :] - points[None, first:last, :]).sum(axis=2)
         found[some] = first + np.argsort(distance, axis=1, kind="stable")[:, :nearest]
