@@ -133,6 +133,12 @@ class LlmConf:
         "1g",
         "The job runs only where the files and cached tables below the call are smaller than this.",
     )
+    statistics_timeout: float = _key(
+        "optimizer.statistics.timeout",
+        TIME,
+        "10s",
+        "A job that takes longer is cancelled, and the rules go by what the plan alone tells.",
+    )
     dtype: str = _key(
         "engine.dtype",
         choice("auto", "float32", "bfloat16", "float16"),

@@ -201,7 +201,7 @@ class Catalyst:
         return bool(self._questions.isFileRelation(leaf))
 
     def is_local_rdd(self, leaf: Node) -> bool:
-        """Is the leaf an RDD of rows at hand, without Python code?"""
+        """Is the leaf an RDD of rows that the driver handed out (``createDataFrame(list)``)?"""
         return bool(self._questions.isLocalRdd(leaf))
 
     def has_equality(self, join: Node) -> bool:

@@ -20,13 +20,14 @@ class Context:
     """One optimization of one query.
 
     session: the JVM's session. may_change_prompts: prompt rules may work (CONTRACTS.md 2). explaining: the plan is
-    wanted to be looked at, so that no job may run for it. statistics: of the inputs of calls; statistics_bytes: a job
-    runs only where the tables below a call have less, 0: never. lengths(model): counts tokens of texts, None is the
-    session's model. function(tables): the JVM's Python function that answers calls, with the encoded order tables
-    that specs name. place(table): the JVM's UDF that gives rows their place by an encoded order table.
-    tables: encoded order tables by digest, of this query and of others before it. tokens_per_second: of one engine,
-    measured or guessed. slots: tasks that the application runs at a time. partitions: how many ReorderRows makes, 0:
-    it decides.
+    wanted to be looked at, so that no job may run for it.
+    statistics: of the inputs of calls. statistics_bytes: a job for them runs only where the tables below a call have
+    less, 0: never. statistics_timeout: seconds that it may take.
+    lengths(model): counts tokens of texts, None is the session's model. function(tables): the JVM's Python function
+    that answers calls, with the encoded order tables that specs name. place(table): the JVM's UDF that gives rows their
+    place by an encoded order table. tables: encoded order tables by digest, of this query and of others before it.
+    tokens_per_second: of one engine, measured or guessed. slots: tasks that the application runs at a time.
+    partitions: how many ReorderRows makes, 0: it decides.
     """
 
     catalyst: Catalyst
@@ -35,6 +36,7 @@ class Context:
     explaining: bool
     statistics: Statistics
     statistics_bytes: int
+    statistics_timeout: float
     lengths: Callable[[str | None], Callable[[Sequence[str]], list[int]]]
     function: Callable[[Mapping[str, bytes]], Jvm]
     place: Callable[[bytes], Jvm]

@@ -113,18 +113,25 @@ public final class Plans {
     return plan instanceof LogicalRelation && ((LogicalRelation) plan).relation() instanceof HadoopFsRelation;
   }
 
-  /** Does the leaf's RDD hold rows of the driver or of files, with no Python code to run again? */
+  /** Does the leaf's RDD hold rows that the driver handed out? Python may have converted them, but made nothing anew. */
   public boolean isLocalRdd(LogicalPlan plan) {
     return plan instanceof LogicalRDD && isLocal(((LogicalRDD) plan).rdd());
   }
 
   private boolean isLocal(RDD rdd) {
-    if (rdd.getClass().getSimpleName().contains("Python")) return false;
     Iterator parents = rdd.dependencies().iterator();
+    if (rdd.getClass().getSimpleName().contains("Python")) {
+      return parents.hasNext() && isParallelized(((Dependency) parents.next()).rdd());
+    }
+    if (!parents.hasNext()) return isParallelized(rdd);
     while (parents.hasNext()) {
       if (!isLocal(((Dependency) parents.next()).rdd())) return false;
     }
     return true;
+  }
+
+  private boolean isParallelized(RDD rdd) {
+    return "ParallelCollectionRDD".equals(rdd.getClass().getSimpleName());
   }
 
   /** Does the join compare a column of one side with one of the other? */

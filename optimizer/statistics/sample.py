@@ -6,6 +6,8 @@ Texts stay in the executors but for the beginnings of some, which tell how many 
 from __future__ import annotations
 
 import contextlib
+import secrets
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -36,17 +38,19 @@ def sample_statistics(
     fields: Sequence[Expression],
     specs: Sequence[FieldSpec],
     lengths: Lengths,
+    timeout: float,
     session: Jvm,
     catalyst: Catalyst,
 ) -> InputStatistics:
     """Run ``plan`` for the statistics of a call's columns. ``prompt``: where it differs by row, else None.
 
-    The sample is the same for the same table in the same partitions. Raises whatever Spark raises.
+    The sample is the same for the same table in the same partitions. timeout: seconds after which the job is cancelled.
+    Raises whatever Spark raises.
     """
     columns = [*fields, *([prompt] if prompt is not None else [])]
     renderers = [FieldRenderer(spec) for spec in specs] + ([instruction_line] if prompt is not None else [])
     frame = _frame(plan, columns, session, catalyst)
-    with _described(frame, "spark-llm: statistics for the order of prompts"):
+    with _bounded(frame, timeout):
         rows, distinct, table = _rows(frame, len(columns), size_of(plan) <= _SMALL)
     numbers = range(len(columns))
     cells = [
@@ -106,14 +110,20 @@ def _frame(plan: Node, columns: Sequence[Expression], session: Jvm, catalyst: Ca
 
 
 @contextlib.contextmanager
-def _described(frame: DataFrame, text: str) -> Iterator[None]:
-    """Jobs of the block have this description in Spark's UI."""
+def _bounded(frame: DataFrame, timeout: float) -> Iterator[None]:
+    """Jobs of the block say in Spark's UI what they are for, and are cancelled after ``timeout`` seconds."""
     context, key = frame.sparkSession.sparkContext, "spark.job.description"
-    before = context.getLocalProperty(key)
-    context.setLocalProperty(key, text)
+    before, tag = context.getLocalProperty(key), f"spark-llm-statistics-{secrets.token_hex(8)}"
+    context.setLocalProperty(key, "spark-llm: statistics for the order of prompts")
+    context.addJobTag(tag)
+    timer = threading.Timer(timeout, context.cancelJobsWithTag, [tag])
+    timer.daemon = True
+    timer.start()
     try:
         yield
     finally:
+        timer.cancel()
+        context.removeJobTag(tag)
         context.setLocalProperty(key, before)
 
 

@@ -33,7 +33,7 @@ class Statistics:
     """
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[object, ...], InputStatistics] = OrderedDict()
+        self._known: OrderedDict[tuple[object, ...], InputStatistics | None] = OrderedDict()  # None: the job failed
         self._lock = threading.Lock()
         self.jobs = 0  # how often a job ran
 
@@ -67,6 +67,7 @@ class Statistics:
                 return self._known[key]
         if plain.refusal is not None or context.explaining or not context.statistics_bytes:
             return None
+        found = None
         try:
             found = sample_statistics(
                 plain.plan,
@@ -74,12 +75,12 @@ class Statistics:
                 call.fields,
                 call.spec.fields,
                 context.lengths(call.spec.model),
+                context.statistics_timeout,
                 context.session,
                 catalyst,
             )
         except Exception:  # a job of ours that fails costs the query an order, nothing else
-            logger.warning("The statistics job for %r failed.", call.label, exc_info=True)
-            return None
+            logger.warning("The statistics job for %r failed or took too long.", call.label, exc_info=True)
         with self._lock:
             self.jobs += 1
             self._known[key] = found
@@ -109,7 +110,7 @@ def _by_plan(
     elif not context.statistics_bytes:
         why = "spark.llm.optimizer.statistics.enabled is false"
     else:
-        why = plain.refusal or "the statistics job failed"
+        why = plain.refusal or "the statistics job failed or took too long"
     ranks = order_tables(plain.plan, table_sizes(plain.plan), context.catalyst)
     ranked = [dataclasses.replace(c, table=None if c.table is None else ranks[c.table]) for c in counts]
     return InputStatistics(f"the plan alone ({why})", rows, *_split(call, ranked))

@@ -69,6 +69,7 @@ class Planner:
             explaining=explaining,
             statistics=self.statistics,
             statistics_bytes=conf.statistics_max_size if conf.statistics_enabled else 0,
+            statistics_timeout=conf.statistics_timeout,
             lengths=lengths,
             function=function,
             place=place,
