@@ -17,12 +17,15 @@ def distinct_in(counts: Ints, total_rows: int) -> float:
 
     Chao1's estimate of what the sample missed, ``f1² / 2 f2`` from the values seen once and twice, reached as the
     sample grows to ``total_rows`` (Chao et al., Rarefaction and extrapolation with Hill numbers, 2014, equation 9).
+    Where no value repeats in the sample, all are taken to be distinct.
     """
     rows = int(counts.sum())
     seen = len(counts)
     once, twice = int(np.count_nonzero(counts == 1)), int(np.count_nonzero(counts == 2))
     if total_rows <= rows or not once:
         return float(seen)
+    if once == rows:  # nothing repeats: a key
+        return float(total_rows)
     unseen = once * once / (2 * twice) if twice else once * (once - 1) / 2
     if not unseen:
         return float(seen)
@@ -53,50 +56,57 @@ class Sample:
         ``orders``: int64 [rows, fields], the field order of each row. A prefix is computed once, by the first row
         that has it.
         """
+        return float(self.row_hits(orders).sum()) / max(float(self.lengths.sum()), 1e-300)
+
+    def row_hits(self, orders: Ints) -> Floats:
+        """The length that each sampled row is expected to find computed, float64 [rows].
+
+        What a prefix costs is borne by all rows that have it.
+        """
         rows, fields = self.cells.shape
         cells = np.take_along_axis(self.cells, orders, 1)
         lengths = np.take_along_axis(self.lengths, orders, 1)
-        prefix, missed = Prefix.empty(rows), 0.0
+        prefix, found = Prefix.empty(rows), np.zeros(rows)
         for position in range(fields):
             prefix = prefix.longer(cells[:, position], self.total_rows)
-            missed += prefix.misses(lengths[:, position], self.total_rows)
+            found += lengths[:, position] * prefix.found(self.total_rows)
             if prefix.share >= 1.0:
-                missed += float(lengths[:, position + 1 :].sum())
                 break
-        return 1 - missed / max(float(lengths.sum()), 1e-300)
+        return found
 
 
 class Prefix(NamedTuple):
     """The prefixes of sampled rows, up to some field.
 
-    ``number``: int64 [rows], each row's prefix; ``first``: of each prefix the first row that has it; ``alone``: the rows
-    whose prefix no other has; ``share``: distinct prefixes by row, in the whole table.
+    ``number``: int64 [rows], each row's prefix; ``counts``: int64 [prefixes], how many rows have it; ``share``:
+    distinct prefixes by row, in the whole table.
     """
 
     number: Ints
-    first: Ints
-    alone: Ints
+    counts: Ints
     share: float
 
     @classmethod
     def empty(cls, rows: int) -> Prefix:
-        return cls(np.zeros(rows, np.int64), np.zeros(1, np.int64), np.zeros(0, np.int64), 0.0)
+        return cls(np.zeros(rows, np.int64), np.array([rows], np.int64), 0.0)
 
     def longer(self, cells: Ints, total_rows: int) -> Prefix:
         """The prefixes with one more cell."""
         low = int(cells.min(initial=0))
-        number, first, counts = numbered(self.number * (int(cells.max(initial=0)) - low + 1) + cells - low)
-        share = distinct_in(counts, total_rows) / max(total_rows, 1)
-        return Prefix(number, first, first[counts == 1], share)
+        number, _, counts = numbered(self.number * (int(cells.max(initial=0)) - low + 1) + cells - low)
+        return Prefix(number, counts, distinct_in(counts, total_rows) / max(total_rows, 1))
 
-    def misses(self, lengths: Floats, total_rows: int) -> float:
-        """The length of last cells that no earlier row computed, in as many rows as were sampled."""
-        rows = len(lengths)
-        unseen = self.share * total_rows - len(self.first)
-        missed = float(lengths[self.first].sum())
-        if len(self.alone) and unseen > 0:  # prefixes that the sample missed are like those that it saw once
-            missed += unseen * float(lengths[self.alone].mean())
-        return min(missed * rows / max(total_rows, 1), float(lengths.sum()))
+    def found(self, total_rows: int) -> Floats:
+        """How probable it is that another row has computed a row's prefix, float64 [rows]."""
+        scale = total_rows / max(len(self.number), 1)
+        probability = 1 - 1 / (self.counts * scale)
+        alone = self.counts == 1
+        once = int(np.count_nonzero(alone))
+        if once:  # prefixes that the sample missed are like those that it saw once, and share their rows
+            unseen = self.share * total_rows - len(self.counts)
+            probability[alone] = max(1 - (once + unseen) / (once * scale), 0.0)
+        found: Floats = probability[self.number]
+        return found
 
 
 def numbered(keys: npt.NDArray[np.integer]) -> tuple[Ints, Ints, Ints]:

@@ -40,22 +40,23 @@ class _Climb:
     def __init__(self, sample: Sample) -> None:
         self.sample = sample
         self.prefixes = {0: Prefix.empty(len(sample.cells))}  # by bit mask of fields
+        self.found: dict[int, Floats] = {}
         self.total = max(float(sample.lengths.sum()), 1e-300)
 
     def hits(self, order: list[int]) -> tuple[float, int]:
         """The share that ``order`` finds, and at how many fields all prefixes are distinct."""
-        sample, fields, missed = self.sample, 0, 0.0
+        sample, fields, found = self.sample, 0, 0.0
         for place, field in enumerate(order):
             before, fields = fields, fields | 1 << field
             prefix = self.prefixes.get(fields)
             if prefix is None:
                 prefix = self.prefixes[before].longer(sample.cells[:, field], sample.total_rows)
                 self.prefixes[fields] = prefix
-            missed += prefix.misses(sample.lengths[:, field], sample.total_rows)
+                self.found[fields] = prefix.found(sample.total_rows)
+            found += float(sample.lengths[:, field] @ self.found[fields])
             if prefix.share >= _ALL_DISTINCT:
-                missed += float(sample.lengths[:, order[place + 1 :]].sum())
-                return 1 - missed / self.total, place + 1
-        return 1 - missed / self.total, len(order)
+                return found / self.total, place + 1
+        return found / self.total, len(order)
 
     def climb(self, order: list[int], budget: int) -> tuple[float, list[int]]:
         """Move one field further to the front as long as that shares more."""

@@ -20,20 +20,23 @@ Floats = npt.NDArray[np.float64]
 
 
 class Taking(NamedTuple):
-    """How groups are taken: by ``weight · (count − 1) / count^damping``, greatest first.
+    """How groups are taken: by ``weight · log(count)``, greatest first, or where ``damping`` is given by
+    ``weight · (count − 1) / count^damping``.
 
-    Damping 0 is GGR's score, 1 the gain of each row. ``count`` is that of the rows, times ``scale`` where they are a
-    sample; only groups of at least ``least`` rows are taken.
+    Damping 0 is GGR's score, which large groups of light cells win; 1 is the gain of each row, which heavy cells win,
+    however few rows they have. The logarithm stands between them. ``count`` is that of the rows, times ``scale`` where
+    they are a sample; only groups of at least ``least`` rows are taken.
     """
 
-    damping: float
+    damping: float | None = None
     scale: float = 1.0
     least: int = 2
 
     def score(self, weight: Floats, count: Ints) -> Floats:
-        rows = count * self.scale
-        gain: Floats = weight * np.maximum(rows - 1, 0)
-        return gain if self.damping == 0 else gain / np.maximum(rows, 1) ** self.damping
+        rows = np.maximum(count * self.scale, 1.0)
+        repeats = np.log(rows) if self.damping is None else (rows - 1) / rows**self.damping
+        score: Floats = weight * repeats
+        return score
 
 
 class Level(NamedTuple):
@@ -68,7 +71,7 @@ def fixed_order(cells: Ints, weights: Floats) -> Ints:
     return np.argsort(-scores, kind="stable")
 
 
-def group_orders(cells: Ints, weights: Floats, damping: float, tail: Ints) -> Ints:
+def group_orders(cells: Ints, weights: Floats, taking: Taking, tail: Ints) -> Ints:
     """The field order of each row, int64 [rows, fields].
 
     ``cells`` [rows, fields]: the number of each cell, equal where cells of a field are, never the same in two fields;
@@ -79,7 +82,7 @@ def group_orders(cells: Ints, weights: Floats, damping: float, tail: Ints) -> In
     rank = np.empty(fields, np.int32)
     rank[tail] = np.arange(fields)
     depth = np.full((rows, fields), fields, np.int32)  # at which level a field is shared
-    for number, level in enumerate(levels(cells, weights, Taking(damping))):
+    for number, level in enumerate(levels(cells, weights, taking)):
         depth[level.row, level.field] = number
     # Of a row no two fields have the same key, so the key tells the field.
     keys = np.sort(depth * np.int32(fields) + rank, axis=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from spark_llm.optimizer.reorder.dependencies import with_followers
 from spark_llm.optimizer.reorder.expected import Sample, numbered
 from spark_llm.optimizer.reorder.fixed import best_fixed_order
 from spark_llm.optimizer.reorder.groups import Taking, levels
@@ -22,28 +23,52 @@ _PRIOR_ROWS = 8.0
 _CONSTANT = 0.97
 # Rows outside of all groups get the order that is best for them, if they are enough to tell.
 _ENOUGH_OUTSIDE, _OUTSIDE_BUDGET = 1000, 60
-
-
-def grouped_table(sample: Sample, hashes: Hashes, fixed: Ints, damping: float, limit: int, power: float) -> OrderTable:
-    """A table of at most ``limit`` groups, taken by that damping (see ``Taking``). ``fixed``: the best single order.
-
-    Inside a group fields stand by ``length · hit share / miss share^power``, but those that are constant there first.
-    """
-    picked = _pick(sample, hashes, damping, limit)
-    plain = tuple(fixed.tolist())
-    # First which group each row is in, then the orders from the rows that are really there.
-    nodes = OrderTable(plain, [Group(*named, plain) for named in picked]).nodes(hashes)
-    order = fixed
-    outside = np.flatnonzero(nodes == len(picked))
-    if _ENOUGH_OUTSIDE < len(outside) < len(nodes):
-        order = best_fixed_order(sample.part(outside), (fixed,), _OUTSIDE_BUDGET)
-    return OrderTable(order.tolist(), _with_orders(picked, nodes, sample, order, power))
+_PASSES = 3
 
 
 _Named = tuple[int, int, int]  # parent, field, hash
 
 
-def _pick(sample: Sample, hashes: Hashes, damping: float, limit: int) -> list[_Named]:
+def grouped_table(sample: Sample, hashes: Hashes, fixed: Ints, limit: int, power: float | None) -> OrderTable:
+    """A table of at most ``limit`` groups. ``fixed``: the best single order.
+
+    Inside a group, fields that are constant there stand first. The others stand as in ``fixed`` if ``power`` is None,
+    else by ``length · hit share / miss share^power``. Groups whose rows share less than by ``fixed`` are left out.
+    """
+    picked = _pick(sample, hashes, limit)
+    alone = sample.row_hits(np.broadcast_to(fixed, sample.cells.shape))
+    table = OrderTable.fixed(fixed.tolist())
+    for _ in range(_PASSES):
+        plain = [Group(*named, table.default_order) for named in picked]
+        # First which group each row is in, then the orders from the rows that are really there.
+        nodes = OrderTable(table.default_order, plain).nodes(hashes)
+        table = OrderTable(table.default_order, _with_orders(picked, nodes, sample, fixed, power))
+        gain = sample.row_hits(table.orders(hashes)) - alone
+        root = table.place(hashes).group
+        gains = np.asarray(np.bincount(root[root >= 0], weights=gain[root >= 0], minlength=len(picked)), np.float64)
+        kept = _without_losers(picked, gains)
+        if len(kept) == len(picked):
+            break
+        picked = kept
+    outside = np.flatnonzero(nodes == len(picked))
+    if _ENOUGH_OUTSIDE < len(outside) < len(nodes):
+        order = best_fixed_order(sample.part(outside), (fixed,), _OUTSIDE_BUDGET)
+        table = OrderTable(order.tolist(), table.groups)
+    return table
+
+
+def _without_losers(picked: list[_Named], gains: Floats) -> list[_Named]:
+    """The groups that are in a top-level group with a gain that is not negative."""
+    number: dict[int, int] = {-1: -1}
+    kept: list[_Named] = []
+    for old, (parent, field, value) in enumerate(picked):
+        if parent in number and (parent >= 0 or gains[old] >= 0):
+            number[old] = len(kept)
+            kept.append((number[parent], field, value))
+    return kept
+
+
+def _pick(sample: Sample, hashes: Hashes, limit: int) -> list[_Named]:
     """The groups that gain most, parents before children, those of one parent by the order in which they were taken."""
     rows, fields = sample.cells.shape
     scale = sample.total_rows / rows
@@ -53,11 +78,11 @@ def _pick(sample: Sample, hashes: Hashes, damping: float, limit: int) -> list[_N
     field_of, hash_of = np.empty(len(weights), np.int64), np.empty(len(weights), np.uint64)
     field_of[flat] = np.tile(np.arange(fields), rows)
     hash_of[flat] = hashes.ravel()
-    weights *= weights
+    weights = with_followers(sample.cells, weights)
     found: list[tuple[float, int, float, int, int]] = []  # gain, level, score, parent, cell
     above = np.full(rows, -1, np.int64)
     least = _LEAST_ROWS if scale > 1 else 2
-    for depth, level in enumerate(levels(sample.cells, weights, Taking(damping, scale, least))):
+    for depth, level in enumerate(levels(sample.cells, weights, Taking(None, scale, least))):
         if depth == MAX_LEVELS:
             break
         here = np.full(rows, -1, np.int64)
@@ -83,7 +108,7 @@ def _pick(sample: Sample, hashes: Hashes, damping: float, limit: int) -> list[_N
     ]
 
 
-def _with_orders(picked: list[_Named], nodes: Ints, sample: Sample, default: Ints, power: float) -> list[Group]:
+def _with_orders(picked: list[_Named], nodes: Ints, sample: Sample, default: Ints, power: float | None) -> list[Group]:
     """The groups with their field orders.
 
     The head of an order is what the whole group shares: its parent's head, its own field, fields that are constant
@@ -94,7 +119,7 @@ def _with_orders(picked: list[_Named], nodes: Ints, sample: Sample, default: Int
     share, length = _repetition(picked, inside, sample)
     rank = np.empty(fields, np.int64)
     rank[default] = np.arange(fields)
-    worth = length * share / (1 - share + 1e-3) ** power
+    worth = length * share / (1 - share + 1e-3) ** power if power is not None else np.zeros_like(length)
     heads: list[list[int]] = []
     groups = []
     for number, (parent, field, value) in enumerate(picked):

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from spark_llm.optimizer.reorder.expected import Prefix, Sample, distinct_in, numbered
 from spark_llm.optimizer.reorder.fixed import best_fixed_order
 from spark_llm.optimizer.reorder.hashing import Hashes
-from spark_llm.optimizer.reorder.order_table import OrderTable
+from spark_llm.optimizer.reorder.order_table import OrderTable, mix
 from spark_llm.optimizer.reorder.plan_groups import grouped_table
 
 Ints = npt.NDArray[np.int64]
@@ -24,12 +24,11 @@ Floats = npt.NDArray[np.float64]
 
 # Share of the field tokens that groups must find beyond the best single order.
 _GAIN = 0.01
-# Of tables that share about as much, the one with the fewest groups.
+# Of ways to make groups that share about as much, the one with the fewest groups.
 _ALIKE = 0.002
-_DAMPINGS = (0.4, 0.8, 0.0)
-_GROUP_LIMITS = (4096, 512)
-# How much the share that a field misses inside a group counts against its length: see plan_groups.
-_POWERS = (0.0, 0.5, 1.0)
+_LIMITS = (4096, 512, 64)
+# How fields stand inside a group: see plan_groups.
+_POWERS = (None, 0.0)
 _LARGEST = 64
 
 
@@ -100,9 +99,9 @@ def plan_order(
     written_hits, fixed_hits = (sample.hits(np.broadcast_to(order, cells.shape)) for order in (written, fixed))
     table, hits = OrderTable.fixed(fixed.tolist()), fixed_hits
     if may_group and fields > 1:
-        grouped, found = _best_groups(sample, hashes, fixed)
-        if grouped is not None and found >= fixed_hits + _GAIN:
-            table, hits = grouped, found
+        grouped = _grouped(sample, hashes, fixed)
+        if grouped is not None:
+            table, hits = grouped, sample.hits(grouped.orders(hashes))
     return Decision(
         table=table,
         hits=hits,
@@ -114,30 +113,34 @@ def plan_order(
     )
 
 
-def _best_groups(sample: Sample, hashes: Hashes, fixed: Ints) -> tuple[OrderTable | None, float]:
-    """The table with groups that shares most, and what it shares."""
-    tables = []
+def _grouped(sample: Sample, hashes: Hashes, fixed: Ints) -> OrderTable | None:
+    """The table with groups that shares most; None where no table shares enough more than ``fixed``.
 
-    def weigh(damping: float, limit: int, power: float) -> OrderTable:
-        table = grouped_table(sample, hashes, fixed, damping, limit, power)
-        if table.num_groups:
-            tables.append((sample.hits(table.orders(hashes)), table, damping, limit))
-        return table
-
-    for damping in _DAMPINGS:
-        for limit in _GROUP_LIMITS:
-            if weigh(damping, limit, _POWERS[0]).num_groups < limit:
-                break  # a lower limit changes little, a far lower one nothing
-    if not tables:
-        return None, 0.0
-    _, _, damping, limit = max(tables, key=lambda one: one[0])
-    for power in _POWERS[1:]:
-        weigh(damping, limit, power)
-    most = max(found for found, *_ in tables)
-    found, table, *_ = min(
-        (one for one in tables if one[0] >= most - _ALIKE), key=lambda one: (one[1].num_groups, -one[0])
-    )
-    return table, found
+    Groups of a sample fit that sample: where it is only a part of the table, a way of making them is judged by rows
+    that did not take part.
+    """
+    rows = len(hashes)
+    made, judged = np.arange(rows), np.arange(rows)
+    if sample.total_rows > rows:
+        is_made = mix(np.arange(rows, dtype=np.uint64), np.uint64(2)) & np.uint64(1) == 0
+        made, judged = np.flatnonzero(is_made), np.flatnonzero(~is_made)
+    if not len(made) or not len(judged):
+        return None
+    making, judging = (Sample(sample.cells[r], sample.lengths[r], sample.total_rows) for r in (made, judged))
+    single = judging.hits(np.broadcast_to(fixed, judging.cells.shape))
+    tried = []
+    for power in _POWERS:
+        for limit in _LIMITS:
+            table = grouped_table(making, hashes[made], fixed, limit, power)
+            tried.append((judging.hits(table.orders(hashes[judged])), table, limit, power))
+            if table.num_groups < _LIMITS[-1]:
+                break  # a lower limit changes nothing
+    most = max(found for found, *_ in tried)
+    if most < single + _GAIN:
+        return None
+    alike = [one for one in tried if one[0] >= most - _ALIKE]
+    _, table, limit, power = min(alike, key=lambda one: (one[1].num_groups, -one[0]))
+    return table if len(made) == rows else grouped_table(sample, hashes, fixed, limit, power)
 
 
 def _whole(sample: Sample) -> Prefix:

@@ -18,7 +18,7 @@ from spark_llm.errors import LlmError
 from spark_llm.optimizer.reorder import measure, solve
 from spark_llm.optimizer.reorder.codes import encode
 from spark_llm.optimizer.reorder.ggr import ggr_cells
-from spark_llm.optimizer.reorder.groups import fixed_order, group_orders
+from spark_llm.optimizer.reorder.groups import Taking, fixed_order, group_orders
 from spark_llm.optimizer.reorder.oracle import ophr
 from spark_llm.optimizer.reorder.solver import Solution, prefix_rows, solve_cells
 
@@ -98,7 +98,7 @@ def test_groups_alone_come_close_to_the_oracle_too() -> None:
     for rows in small_tables(seed=4, count=200):
         coded = encode(pd.DataFrame([dict(row) for row in rows]))
         weights = coded.lengths**2
-        orders = group_orders(coded.cells, weights, 0.0, fixed_order(coded.cells, weights))
+        orders = group_orders(coded.cells, weights, Taking(), fixed_order(coded.cells, weights))
         found = measured(coded.cells, coded.lengths, Solution(prefix_rows(coded.cells, orders), orders)).phc
         best = ophr(rows).phc
         ratios.append(found / best if best else 1.0)
