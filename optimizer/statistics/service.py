@@ -55,6 +55,8 @@ class Statistics:
     def _by_job(
         self, call: Call, arguments: list[Expression], plain: Plain, context: Context
     ) -> InputStatistics | None:
+        if not context.statistics_bytes:
+            return None
         catalyst = context.catalyst
         projected = catalyst.plans.Project(
             catalyst.seq(catalyst.named(argument, "a") for argument in arguments), plain.plan
@@ -65,7 +67,7 @@ class Statistics:
             if key in self._known:
                 self._known.move_to_end(key)
                 return self._known[key]
-        if plain.refusal is not None or context.explaining or not context.statistics_bytes:
+        if plain.refusal is not None or context.explaining:
             return None
         found = None
         try:
