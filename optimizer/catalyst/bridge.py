@@ -208,6 +208,11 @@ class Catalyst:
         """Does the join compare a column of one side with one of the other?"""
         return bool(self._questions.hasEquality(join))
 
+    def equal_columns(self, join: Node) -> list[tuple[int, int]]:
+        """The expression ids of columns that the join's condition says are equal, in pairs."""
+        pairs = (pair.split("=") for pair in str(self._questions.equalColumns(join)).split())
+        return [(int(one), int(other)) for one, other in pairs]
+
     def rdd_partitions(self, leaf: Node) -> int | None:
         """Partitions of a leaf that is an RDD; None for others."""
         found = int(self._questions.partitions(leaf))

@@ -7,6 +7,7 @@ import java.util.function.UnaryOperator;
 import org.apache.spark.Dependency;
 import org.apache.spark.rdd.RDD;
 import org.apache.spark.sql.catalyst.expressions.And;
+import org.apache.spark.sql.catalyst.expressions.Attribute;
 import org.apache.spark.sql.catalyst.expressions.EqualTo;
 import org.apache.spark.sql.catalyst.expressions.Expression;
 import org.apache.spark.sql.catalyst.expressions.Literal;
@@ -153,6 +154,27 @@ public final class Plans {
     Expression one = (Expression) children.next();
     Expression other = (Expression) children.next();
     return (hasInput(one, left) && hasInput(other, right)) || (hasInput(one, right) && hasInput(other, left));
+  }
+
+  /** The expression ids of the columns that a join's condition says are equal: "3=7 4=9". */
+  public String equalColumns(LogicalPlan plan) {
+    Join join = (Join) plan;
+    StringBuilder pairs = new StringBuilder();
+    if (join.condition().isDefined()) equalColumns((Expression) join.condition().get(), pairs);
+    return pairs.toString();
+  }
+
+  private void equalColumns(Expression condition, StringBuilder pairs) {
+    Iterator children = condition.children().iterator();
+    if (condition instanceof And) {
+      while (children.hasNext()) equalColumns((Expression) children.next(), pairs);
+    } else if (condition instanceof EqualTo) {
+      Expression one = (Expression) children.next();
+      Expression other = (Expression) children.next();
+      if (one instanceof Attribute && other instanceof Attribute) {
+        pairs.append(((Attribute) one).exprId().id()).append('=').append(((Attribute) other).exprId().id()).append(' ');
+      }
+    }
   }
 
   /** A BIGINT literal: small numbers of Python arrive as Integer. */

@@ -14,9 +14,10 @@ _BYTES_PER_TOKEN = 4.0  # English; digits are tokens of their own in many vocabu
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Table:
-    """A leaf of the plan: its columns by expression id, its number, rows and column statistics where known."""
+    """A leaf of the plan: its columns by expression id, its number, bytes, rows and column statistics where known."""
 
     number: int
+    size: int
     names: dict[int, str]
     rows: int | None
     columns: Jvm | None
@@ -33,7 +34,7 @@ def catalog_statistics(
     tables = [_table(number, leaf) for number, leaf in enumerate(leaves(plan))]
     known = [table.rows for table in tables if table.rows is not None]
     rows = max(known) if len(known) == len(tables) and known else None
-    sources = _sources(plan, tables)
+    sources = _sources(plan, tables, catalyst)
     counts = [_counts(argument, label, sources, catalyst) for argument, label in zip(arguments, labels, strict=True)]
     return rows, counts
 
@@ -45,11 +46,12 @@ def table_sizes(plan: Node) -> list[int]:
 
 def _table(number: int, leaf: Node) -> _Table:
     names = {int(attribute.exprId().id()): str(attribute.name()) for attribute in items(leaf.output())}
+    size = int(str(leaf.stats().sizeInBytes()))
     statistics = _catalog_entry(leaf)
     if statistics is None:
-        return _Table(number, names, None, None)
+        return _Table(number, size, names, None, None)
     rows = int(str(statistics.rowCount().get())) if statistics.rowCount().isDefined() else None
-    return _Table(number, names, rows, statistics.colStats())
+    return _Table(number, size, names, rows, statistics.colStats())
 
 
 def _catalog_entry(leaf: Node) -> Jvm | None:
@@ -63,13 +65,21 @@ def _catalog_entry(leaf: Node) -> Jvm | None:
     return entry.stats().get() if entry is not None and entry.stats().isDefined() else None
 
 
-def _sources(plan: Node, tables: list[_Table]) -> dict[int, tuple[_Table, str]]:
-    """Expression id -> the table's column that it is, followed through aliases that only rename."""
+def _sources(plan: Node, tables: list[_Table], catalyst: Catalyst) -> dict[int, tuple[_Table, str]]:
+    """Expression id -> the table's column that it is, followed through aliases that only rename.
+
+    The two sides of a join's equality hold the same values: both count as the smaller table's column, on which that
+    table's other columns depend.
+    """
     found = {identity: (table, name) for table in tables for identity, name in table.names.items()}
 
     def follow(node: Node) -> None:
         for child in items(node.children()):
             follow(child)
+        if node.nodeName() == "Join":
+            for one, other in catalyst.equal_columns(node):
+                if one in found and other in found:
+                    found[one] = found[other] = min(found[one], found[other], key=lambda source: source[0].size)
         if node.nodeName() in ("Project", "Aggregate"):
             entries = node.projectList() if node.nodeName() == "Project" else node.aggregateExpressions()
             for entry in items(entries):

@@ -116,13 +116,19 @@ def _bounded(frame: DataFrame, timeout: float) -> Iterator[None]:
     before, tag = context.getLocalProperty(key), f"spark-llm-statistics-{secrets.token_hex(8)}"
     context.setLocalProperty(key, "spark-llm: statistics for the order of prompts")
     context.addJobTag(tag)
-    timer = threading.Timer(timeout, context.cancelJobsWithTag, [tag])
-    timer.daemon = True
-    timer.start()
+    ended = threading.Event()
+
+    def cancel_when_due() -> None:
+        due = ended.wait(timeout)
+        while not due:  # again, for a job may begin after another was cancelled
+            context.cancelJobsWithTag(tag)
+            due = ended.wait(0.1)
+
+    threading.Thread(target=cancel_when_due, name="spark-llm-statistics", daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
+        ended.set()
         context.removeJobTag(tag)
         context.setLocalProperty(key, before)
 
