@@ -120,6 +120,12 @@ class LlmConf:
         "Partitions of that exchange; 0 makes as many as tasks run at a time, and more where a partition would keep "
         "an engine busy for over a minute.",
     )
+    shuffle_below_sort: bool = _key(
+        "optimizer.shuffleBelowSort.enabled",
+        BOOLEAN,
+        "true",
+        "Put an exchange between a global ORDER BY and the calls below it, which would run twice without one.",
+    )
     statistics_enabled: bool = _key(
         "optimizer.statistics.enabled",
         BOOLEAN,

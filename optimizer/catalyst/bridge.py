@@ -146,10 +146,10 @@ class Catalyst:
         """``pmod(expression, divisor)`` of a BIGINT."""
         return self.expressions.Pmod(expression, self.long(divisor))
 
-    def repartition(self, expressions: Iterable[Expression], child: Node, partitions: int) -> Node:
-        """An exchange of ``child`` by hash of the expressions, whose number of partitions stays as it is."""
-        repartition = module(self.plans, "RepartitionByExpression")
-        return repartition.apply(self.seq(expressions), child, partitions)
+    def repartition(self, expressions: Iterable[Expression], child: Node, partitions: int | None = None) -> Node:
+        """An exchange of ``child`` by hash of the expressions; a number of partitions that is given stays as it is."""
+        count = self.none if partitions is None else self.some(partitions)
+        return self.plans.RepartitionByExpression(self.seq(expressions), child, count, self.none)
 
     def pretty_sql(self, expression: Expression) -> str:
         """The expression as Spark would write it as a column's name: ``upper(a)``."""

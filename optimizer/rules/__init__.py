@@ -7,10 +7,12 @@ from spark_llm.optimizer.rules.deduplicate_prompts import deduplicate_prompts
 from spark_llm.optimizer.rules.place_instruction import place_instruction
 from spark_llm.optimizer.rules.reorder_columns import reorder_columns
 from spark_llm.optimizer.rules.reorder_rows import reorder_rows
+from spark_llm.optimizer.rules.shuffle_below_sort import shuffle_below_sort
 
 RULES: tuple[Rule, ...] = (
     Rule("placeInstruction", place_instruction),  # changes prompts
     Rule("reorderColumns", reorder_columns),  # changes prompts
     Rule("deduplicatePrompts", deduplicate_prompts),
     Rule("reorderRows", reorder_rows),  # by the prompts that the others made
+    Rule("shuffleBelowSort", shuffle_below_sort),
 )

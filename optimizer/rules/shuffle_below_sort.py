@@ -1,0 +1,67 @@
+"""A call below ORDER BY runs once per row, not twice.
+
+before                                              after
+------                                              -----
+Sort [id ASC], true                                 Sort [id ASC], true
++- Project [id, pythonUDF0 AS answer]               +- RepartitionByExpression [id]
+   +- ArrowEvalPython [llm(.., 'p', text)]             +- Project [id, pythonUDF0 AS answer]
+      +- Relation [id, text]                              +- ArrowEvalPython [llm(.., 'p', text)]
+                                                             +- Relation [id, text]
+
+Spark sorts a whole table by ranges that it learns from a first run of what stands below: 80 calls for 40 rows. With an
+exchange between, the first run reads the exchange's files. It keeps out where something between sort and call
+shuffles anyway, and of ORDER BY ... LIMIT, which needs no ranges.
+"""
+
+from __future__ import annotations
+
+from spark_llm.optimizer.catalyst.bridge import Catalyst, Node, items
+from spark_llm.optimizer.catalyst.context import Context
+
+# Nodes whose input comes over an exchange of its own.
+_SHUFFLES = {
+    "Aggregate",
+    "Distinct",
+    "Except",
+    "GlobalLimit",
+    "Intersect",
+    "RebalancePartitions",
+    "RepartitionByExpression",
+    "Window",
+}
+_LIMITS = {"GlobalLimit", "LocalLimit"}
+
+
+def shuffle_below_sort(plan: Node, context: Context) -> Node:
+    """Put an exchange between each global sort of ``plan`` and the calls right below it."""
+    return plan if plan.isStreaming() else _rewrite(plan, context.catalyst, is_limited=False)
+
+
+def _rewrite(node: Node, catalyst: Catalyst, is_limited: bool) -> Node:
+    if not catalyst.holds_call(node):
+        return node
+    name = node.nodeName()
+    # A Project between is no hindrance: Spark takes the first n rows below it, too.
+    below = name in _LIMITS or (is_limited and name == "Project")
+    children = items(node.children())
+    changed = [_rewrite(child, catalyst, below) for child in children]
+    if name == "Sort" and getattr(node, "global")() and not is_limited and _runs_calls(changed[0], catalyst):
+        keys = [order.child() for order in items(node.order())]
+        return catalyst.with_children(node, [catalyst.repartition(keys, changed[0])])
+    if any(new is not old for new, old in zip(changed, children, strict=True)):
+        node = catalyst.with_children(node, changed)
+    return node
+
+
+def _runs_calls(node: Node, catalyst: Catalyst) -> bool:
+    """Does running ``node`` run a call, with no exchange between?"""
+    if not catalyst.holds_call(node):
+        return False
+    name = node.nodeName()
+    if (
+        name in _SHUFFLES
+        or (name == "Repartition" and node.shuffle())
+        or (name == "Sort" and getattr(node, "global")())
+    ):
+        return False
+    return catalyst.is_call(node) or any(_runs_calls(child, catalyst) for child in items(node.children()))
