@@ -1,4 +1,4 @@
-"""What tests of the plan rules look at: optimized plans as text, the calls' specs in them, and the rules run by hand."""
+"""What tests of the plan rules look at: optimized plans as text, the specs of their calls, the rules run by hand."""
 
 from __future__ import annotations
 

@@ -23,7 +23,9 @@ def reached(spark: SparkSession, column: Column) -> tuple[CallSpec, list[Any]]:
     df = spark.sql("SELECT 'x' AS a, 1 AS b, named_struct('c', 2) AS s")
     [row] = df.select(column).collect()
     spec, *values = json.loads(row[0])
-    return msgspec.structs.replace(CallSpec.decode(spec), prompt=None, rows=None), values  # as written, before the rules
+    return msgspec.structs.replace(
+        CallSpec.decode(spec), prompt=None, rows=None
+    ), values  # as written, before the rules
 
 
 def test_fields_keep_names_and_aliases(echo: SparkSession) -> None:
