@@ -30,10 +30,12 @@ class CodedTable(NamedTuple):
 
 
 class _Column(NamedTuple):
-    """``codes``: int64 [rows], each row's value by its place in ``distinct``, python values."""
+    """``codes``: int64 [rows], each row's value by its place in ``distinct``, python values. ``reads_apart``: no two of
+    them have the same text of their own."""
 
     codes: Ints
     distinct: list[Any]
+    reads_apart: bool
 
 
 def encode(table: Any, lengths: Lengths | None = None, render: Render | None = None) -> CodedTable:
@@ -65,15 +67,18 @@ def _number(
     texts: list[str] = []
     shown: list[tuple[Any, Any]] = []
     for number, (name, column) in enumerate(zip(names, columns, strict=True)):
-        cell_of: dict[tuple[bool, str], int] = {}
         start = len(texts)
-        own = [_text(name, value, render) for value in column.distinct]
-        keys = zip((value is None for value in column.distinct), own, strict=True)
-        code = np.fromiter((cell_of.setdefault(key, len(cell_of)) for key in keys), np.int64, len(own))
-        texts.extend(text for _, text in cell_of)
-        cells[:, number] = (start + code)[column.codes] if len(code) else 0
+        if column.reads_apart and render is None:
+            texts.extend([own_text(name, value) for value in column.distinct])
+            cells[:, number] = column.codes + start
+        else:
+            cell_of: dict[tuple[bool, str], int] = {}
+            keys = [(value is None, _text(name, value, render)) for value in column.distinct]
+            code = np.array([cell_of.setdefault(key, len(cell_of)) for key in keys], np.int64)
+            texts.extend(text for _, text in cell_of)
+            cells[:, number] = start + code[column.codes]
         values[:, number] = column.codes + len(shown)
-        shown.extend((name, value) for value in column.distinct)
+        shown.extend([(name, value) for value in column.distinct])
     try:
         length = measure_texts(texts, lengths)
     except ValueError as error:
@@ -91,18 +96,25 @@ def _text(name: Any, value: Any, render: Render | None) -> str:
 
 
 def _arrow_column(column: Any) -> _Column:
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-    if isinstance(column, pa.ChunkedArray):  # more text than one array can hold
-        column = pa.chunked_array(column, pa.large_string()).combine_chunks()
+    column = _whole(column)
     if isinstance(column, pa.DictionaryArray):
         column = column.dictionary_decode()
     try:
         encoded = column.dictionary_encode()
     except pa.ArrowNotImplementedError:
         return _by_text(column.to_pylist())
-    codes, distinct = _codes(encoded), encoded.dictionary.to_pylist()
-    return _with_null(codes, distinct)
+    return _with_null(_codes(encoded), encoded.dictionary.to_pylist(), reads_apart=True)
+
+
+def _whole(column: Any) -> Any:
+    """The chunks of a column as one array."""
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    if pa.types.is_string(column.type) or pa.types.is_binary(column.type):  # may be more than one such array can hold
+        column = column.cast(pa.large_string() if pa.types.is_string(column.type) else pa.large_binary())
+    return column.combine_chunks()
 
 
 def _codes(encoded: Any) -> Ints:
@@ -111,34 +123,34 @@ def _codes(encoded: Any) -> Ints:
     return codes
 
 
-def _with_null(codes: Ints, distinct: list[Any]) -> _Column:
+def _with_null(codes: Ints, distinct: list[Any], reads_apart: bool) -> _Column:
     missing = codes < 0
     if missing.any():
         codes = np.where(missing, len(distinct), codes)
         distinct = [*distinct, None]
-    return _Column(codes, distinct)
+    return _Column(codes, distinct, reads_apart)
 
 
 def _pandas_column(series: Any) -> _Column:
     """NaN, NaT and NA are NULL, as everywhere in pandas."""
     if str(series.dtype) == "category":
-        return _with_null(series.cat.codes.to_numpy(np.int64), series.cat.categories.tolist())
+        return _with_null(series.cat.codes.to_numpy(np.int64), series.cat.categories.tolist(), reads_apart=False)
     try:
-        array = pa.array(series, from_pandas=True)
+        array = _whole(pa.array(series, from_pandas=True))
+        is_text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
         # Of mixed objects Arrow makes one type; only texts are sure to be what they were.
-        if series.dtype == object and not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
+        if series.dtype == object and not is_text:
             return _by_text(_none_for_missing(series))
-        if isinstance(array, pa.ChunkedArray):
-            array = (
-                pa.chunked_array(array, pa.large_string()).combine_chunks() if array.num_chunks > 1 else array.chunk(0)
-            )
-        codes = _codes(array.dictionary_encode())
+        encoded = array.dictionary_encode()
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         return _by_text(_none_for_missing(series))
+    codes = _codes(encoded)
+    if is_text:
+        return _with_null(codes, encoded.dictionary.to_pylist(), reads_apart=True)
     first = np.zeros(int(codes.max(initial=-1)) + 1, np.int64)
     present = np.flatnonzero(codes >= 0)[::-1]
     first[codes[present]] = present  # the earliest row of each value is written last
-    return _with_null(codes, series.iloc[first].tolist())
+    return _with_null(codes, series.iloc[first].tolist(), reads_apart=True)
 
 
 def _none_for_missing(series: Any) -> list[Any]:
@@ -147,8 +159,4 @@ def _none_for_missing(series: Any) -> list[Any]:
 
 def _by_text(values: list[Any]) -> _Column:
     """Of values that may not hash, or that are equal though they read differently (1 and True): each its own."""
-    if all(type(value) is str or value is None for value in values):
-        place: dict[Any, int] = {}
-        codes = np.fromiter((place.setdefault(value, len(place)) for value in values), np.int64, len(values))
-        return _Column(codes, list(place))
-    return _Column(np.arange(len(values)), values)
+    return _Column(np.arange(len(values)), values, reads_apart=False)

@@ -78,7 +78,7 @@ def _pick(sample: Sample, hashes: Hashes, limit: int) -> list[_Named]:
     field_of, hash_of = np.empty(len(weights), np.int64), np.empty(len(weights), np.uint64)
     field_of[flat] = np.tile(np.arange(fields), rows)
     hash_of[flat] = hashes.ravel()
-    weights = with_followers(sample.cells, weights)
+    (weights,) = with_followers(sample.cells, weights)
     found: list[tuple[float, int, float, int, int]] = []  # gain, level, score, parent, cell
     above = np.full(rows, -1, np.int64)
     least = _LEAST_ROWS if scale > 1 else 2

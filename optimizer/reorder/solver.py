@@ -53,12 +53,11 @@ def _candidates(cells: Ints, lengths: Floats, weights: Floats) -> Iterator[Ints]
         yield from small_orders(cells, weights, tail)
     if not cells.size:
         return
-    heavier = with_followers(cells, weights)
+    heavier, longer = with_followers(cells, weights, lengths)
     yield group_orders(cells, heavier, Taking(), tail)
-    yield group_orders(cells, heavier, Taking(0.8), tail)
-    yield group_orders(cells, with_followers(cells, lengths), Taking(), tail)
+    yield group_orders(cells, longer, Taking(), tail)
     if cells.size < _MORE_BELOW_CELLS:
-        for damping in (0.0, 0.4, 1.0):
+        for damping in (0.0, 0.4, 0.8, 1.0):
             yield group_orders(cells, weights, Taking(damping), tail)
             yield group_orders(cells, heavier, Taking(damping), tail)
 
