@@ -77,7 +77,7 @@ class LeastRecentlyUsed:
         """A stream of rows of ``query`` begins."""
 
     def announce(self, key: bytes, hints: Hints) -> None:
-        """A row with this sort key arrives."""
+        """A row with this sort key arrives. Hints of a stream that is not open are ignored."""
 
     def done(self, node: Node, hints: Hints) -> None:
         """A row is done; its prefix that later calls share ends at ``node``."""
@@ -109,7 +109,7 @@ class _Edge:
 
     key: bytes
     length: int
-    held: list[Node] = field(default_factory=list)
+    held: dict[Node, None] = field(default_factory=dict)
 
 
 class NeededLast(LeastRecentlyUsed):
@@ -168,13 +168,13 @@ class NeededLast(LeastRecentlyUsed):
         self._upcoming = upcoming
 
     def open(self, stream: int, query: str) -> None:
+        self._streams[stream] = query
         if query:
-            self._streams[stream] = query
             self._later.open(query)
 
     def announce(self, key: bytes, hints: Hints) -> None:
         self._drop_edge(hints.stream)
-        if hints.shared_next:
+        if hints.shared_next and hints.stream in self._streams:
             self._edges[hints.stream] = _Edge(key, hints.shared_next)
 
     def done(self, node: Node, hints: Hints) -> None:
@@ -182,8 +182,7 @@ class NeededLast(LeastRecentlyUsed):
 
     def close(self, stream: int) -> None:
         self._drop_edge(stream)
-        query = self._streams.pop(stream, None)
-        if query is not None and self._later.close(query):
+        if self._later.close(self._streams.pop(stream, "")):
             self._stale = True
 
     def reconsider(self) -> None:
@@ -198,7 +197,7 @@ class NeededLast(LeastRecentlyUsed):
 
     def _drop_edge(self, stream: int) -> None:
         edge = self._edges.pop(stream, None)
-        for node in edge.held if edge is not None else ():
+        for node in edge.held if edge else ():
             if node.entry is not None:
                 self.offer(node)
 
@@ -214,7 +213,7 @@ class NeededLast(LeastRecentlyUsed):
                 length = min(edge.length, shared_tokens(edge.key, path))
                 if length >= node.end:
                     use = AT_ONCE
-                    edge.held.append(node)
+                    edge.held[node] = None
                 needed = max(needed, length)
         if needed >= node.end:
             return 0, (0, *use)

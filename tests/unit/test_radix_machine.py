@@ -1,7 +1,7 @@
 """A state machine drives the radix tree and the page pool against a plain dict of prefixes.
 
 The model: every whole-page prefix that is cached, and the page of its last tokens. A two-letter alphabet makes
-splits and partial matches the rule.
+splits and partial matches the rule. With eviction by need, rows wait and later calls are announced, too.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from spark_llm.engine.cache.eviction import LeastRecentlyUsed
+from spark_llm.engine.cache.eviction import LeastRecentlyUsed, NeededLast
 from spark_llm.engine.cache.manager import CacheManager
 from spark_llm.engine.cache.radix import Node
+from spark_llm.engine.request import Hints, Request, SamplingParams
+from spark_llm.engine.scheduling.row import Row
+from spark_llm.engine.scheduling.waiting import LongestPrefixFirst
 
 Prefix = tuple[int, ...]
 TOTAL_PAGES = 24
@@ -51,10 +54,18 @@ class RadixMachine(RuleBasedStateMachine):
     """Rows come, share, grow and go; steps are committed or rolled back; pages run out."""
 
     page_size = 1
+    by_need = False
 
     def __init__(self) -> None:
         super().__init__()
-        self.cache = CacheManager(TOTAL_PAGES, self.page_size, LeastRecentlyUsed())
+        self.eviction = NeededLast(self.page_size) if self.by_need else LeastRecentlyUsed()
+        self.cache = CacheManager(TOTAL_PAGES, self.page_size, self.eviction)
+        self.waiting = LongestPrefixFirst()
+        self.rows: list[Row] = []  # that wait
+        self.marked: set[Prefix] = set()  # that a later call will need
+        self.eviction.follow(self.waiting)
+        self.eviction.open(0, "query")
+        self.sequence = 0
         self.cached: dict[Prefix, int] = {}  # the model: whole-page prefix -> page of its last tokens
         self.holders: list[Holder] = []
         self.locks: list[tuple[Node, Prefix]] = []  # taken by the lock rule alone
@@ -89,6 +100,14 @@ class RadixMachine(RuleBasedStateMachine):
         assert not prefixes & self.protected(), "a locked prefix was evicted"
         for prefix in prefixes:
             del self.cached[prefix]
+        if self.by_need:
+            left = set(self.cached) - self.protected()
+            needed = {prefix for row in self.rows for prefix in self.prefixes(tuple(row.request.prompt.tolist()))}
+            if prefixes & needed:
+                assert left <= needed, "a needed prefix was evicted before one that no waiting row needs"
+            elif prefixes & self.marked:
+                assert left <= needed | self.marked, "a needed prefix was evicted before one that nobody needs"
+        self.marked -= prefixes
         orphans = [prefix for prefix in self.cached if len(self.longest(prefix)) * self.page_size < len(prefix)]
         assert not orphans, "a prefix was evicted before its continuation"
 
@@ -138,7 +157,7 @@ class RadixMachine(RuleBasedStateMachine):
         self.forget(freed)
         assert (count > free) == bool(freed)
         if freed:
-            assert min(ages) == oldest
+            assert self.by_need or min(ages) == oldest
             out = sum(len(run) for run in freed)
             assert out - len(freed[-1]) < count - free <= out, "more was evicted than needed"
         assert not set(pages.tolist()) & set(self.cached.values())
@@ -181,6 +200,26 @@ class RadixMachine(RuleBasedStateMachine):
         holder.private = pages
         if index:
             self.index(holder)
+
+    @precondition(lambda self: not self.undo)
+    @rule(
+        rows=st.lists(st.lists(st.integers(0, 1), min_size=4, max_size=20), min_size=1, max_size=6),
+        share=st.none() | st.tuples(st.integers(0, 99), st.integers(0, 40)),
+    )
+    def answer(self, rows: list[list[int]], share: tuple[int, int] | None) -> None:
+        """Rows come, are computed and go, one a step: what fills a cache."""
+        for tokens in rows:
+            before = len(self.holders)
+            self.admit(tokens, share, computed=40, index=True)
+            self.commit()
+            if len(self.holders) > before:
+                self.release(self.holders[-1])
+
+    @rule(part=st.floats(0, 1))
+    def squeeze(self, part: float) -> None:
+        """Pages are needed for a while."""
+        pages = self.allocate(int(self.cache.available * part))
+        self.cache.pool.release(array(pages or []))
 
     @precondition(lambda self: self.holders)
     @rule(which=st.integers(0, 99), count=st.integers(0, 5), index=st.booleans())
@@ -226,6 +265,56 @@ class RadixMachine(RuleBasedStateMachine):
         if self.holders:
             self.release(self.holders[which % len(self.holders)])
 
+    @rule(
+        tokens=st.lists(st.integers(0, 1), min_size=1, max_size=30),
+        share=st.none() | st.tuples(st.integers(0, 99), st.integers(0, 40)),
+    )
+    def wait(self, tokens: list[int], share: tuple[int, int] | None) -> None:
+        """A row arrives that may need what is cached."""
+        if share is not None and self.cached:
+            known = sorted(self.cached)[share[0] % len(self.cached)]
+            tokens = [*known[: share[1]], *tokens]
+        tokens = tokens[:40]
+        request = Request(self.sequence, array(tokens), SamplingParams(max_tokens=1))
+        row = Row(request, self.sequence, self.cache.tree.root, self.page_size)
+        self.sequence += 1
+        self.waiting.push(row)
+        self.rows.append(row)
+
+    @precondition(lambda self: self.rows)
+    @rule(cancelled=st.none() | st.integers(0, 99), returns=st.booleans())
+    def stop_waiting(self, cancelled: int | None, returns: bool) -> None:
+        """A row is admitted, and may come back, or it is cancelled."""
+        if cancelled is None:
+            row = self.waiting.pop()
+            node, _ = self.match(tuple(row.request.prompt.tolist()))
+            self.cache.tree.lock(node)
+            self.cache.tree.unlock(node)
+            if returns:
+                self.waiting.push_back(row)
+                return
+        else:
+            row = self.rows[cancelled % len(self.rows)]
+            self.waiting.remove(row)
+            self.eviction.reconsider()
+        self.rows.remove(row)
+
+    @rule(tokens=st.lists(st.integers(0, 1), max_size=30))
+    def announce_later_call(self, tokens: list[int]) -> None:
+        """A row is done that a later call will need."""
+        node, prefix = self.match(tuple(tokens))
+        self.cache.tree.lock(node)
+        self.eviction.done(node, Hints(0, "query", later_calls=1, shared_tokens=len(tokens)))
+        self.cache.tree.unlock(node)
+        self.marked |= set(self.prefixes(prefix))
+
+    @precondition(lambda self: self.marked)
+    @rule()
+    def end_query(self) -> None:
+        self.eviction.close(0)
+        self.eviction.open(0, "query")
+        self.marked.clear()
+
     @rule(tokens=st.lists(st.integers(0, 1), max_size=20))
     def lock(self, tokens: list[int]) -> None:
         """Someone holds a committed prefix for longer."""
@@ -267,6 +356,7 @@ class RadixMachine(RuleBasedStateMachine):
         self.cache.rollback(self.step, array(sorted(set(keep))))
         self.cache.pool.release(array(private))
         self.cached = before
+        self.marked &= set(before)
         self.step += 1
         self.planned, self.undo = [], []
 
@@ -276,6 +366,7 @@ class RadixMachine(RuleBasedStateMachine):
         kept = self.protected()
         self.cache.clear()
         self.cached = {prefix: page for prefix, page in self.cached.items() if prefix in kept}
+        self.marked &= kept
 
     # --- what always holds
 
@@ -309,9 +400,10 @@ class RadixMachine(RuleBasedStateMachine):
     @invariant()
     def heap_is_no_larger_than_the_tree(self) -> None:
         offered = sum(node.offered for node in self.cache.tree.nodes())
-        missing = [node for node in self.candidates() if not node.offered]
+        missing = [node for node in self.candidates() if not node.offered and node.entry is None]
         assert not missing, "an evictable leaf is in no heap"
-        assert offered <= len(self.cache.eviction._loose)
+        assert offered <= len(self.eviction._loose)
+        assert self.eviction.kept == sum(node.entry is not None for node in self.cache.tree.nodes())
 
     def teardown(self) -> None:
         """Once everybody is gone all can be evicted: nothing leaked."""
@@ -325,7 +417,10 @@ class RadixMachine(RuleBasedStateMachine):
         assert not list(self.cache.tree.nodes())
 
 
-@pytest.mark.parametrize(("page_size", "examples"), [(1, 120), (4, 80), (16, 30)])
-def test_tree_and_pool_agree_with_a_dict_of_prefixes(page_size: int, examples: int) -> None:
-    machine = type("Machine", (RadixMachine,), {"page_size": page_size})
+@pytest.mark.parametrize(
+    ("page_size", "by_need", "examples"),
+    [(1, False, 80), (1, True, 150), (4, False, 50), (4, True, 80), (16, True, 30)],
+)
+def test_tree_and_pool_agree_with_a_dict_of_prefixes(page_size: int, by_need: bool, examples: int) -> None:
+    machine = type("Machine", (RadixMachine,), {"page_size": page_size, "by_need": by_need})
     run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=40, deadline=None))
