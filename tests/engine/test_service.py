@@ -322,6 +322,21 @@ def test_rows_that_wait_fail_with_the_batch_that_cannot_be_read(service: Service
                 answers(stream)
 
 
+def test_requests_carry_what_is_known_of_rows_to_come(service: Service) -> None:
+    header = StreamOpen(query="q", later_calls=2, shared_segments=2)
+    with service.client.stream(header) as stream:
+        stream.send(batch_of({i: [*row, "ask"] for i, row in enumerate([["a", "bc"], ["a", "bd"], ["b", "d"]])}))
+        answers(stream)
+        hints = [request.hints for request in service.engine.seen]
+        assert [(h.shared_next, h.later_calls, h.shared_tokens) for h in hints if h] == [
+            (2, 2, 3),
+            (0, 2, 3),
+            (0, 2, 2),
+        ]
+        assert {(h.stream, h.query) for h in hints if h} == set(service.engine.streams.items())
+    wait_until(lambda: not service.engine.streams)
+
+
 def test_a_half_closed_stream_is_answered(service: Service) -> None:
     """Any Flight client may say that it has sent everything and still wait for answers."""
     channel = service.client.channel()

@@ -86,6 +86,18 @@ def test_instruction_may_be_last_and_of_several_segments(pipeline: TextPipeline)
     assert counts[0] < counts[1] < counts[2] < counts[3] == counts[4]
 
 
+def test_what_later_calls_share_is_counted_in_tokens(pipeline: TextPipeline) -> None:
+    rows = [["a: 1\n", "b: 2\n", "Is it?\n"], ["a: 1\n", "b: 3\n", "Is it?\n"]]
+    header = StreamOpen(instruction_segments=0, later_calls=1, shared_segments=2)
+    prompts, instruction, shared = pipeline.encode_rows(header, request_batch(rows))
+    later = pipeline.encode(StreamOpen(), request_batch([[*row[:2], "Or not?\n"] for row in rows]))[0]
+    for row, prompt, other, count in zip(rows, prompts, later, shared.tolist(), strict=True):
+        assert prompt[:count].tolist() == other[:count].tolist()
+        alone = pipeline.encode(StreamOpen(instruction_segments=2), request_batch([row]))[1]
+        assert count == alone[0] > instruction[0]
+    assert not pipeline.encode_rows(StreamOpen(), request_batch(rows))[2].any()
+
+
 def test_a_batch_that_is_a_slice_of_another_is_read_rightly(pipeline: TextPipeline) -> None:
     rows = [["A\n", "b: 1\n"], ["B\n", "b: 2\n", "c: 2\n"], ["C\n"], ["D\n", "b: 1\n"]]
     whole = pipeline.encode(StreamOpen(), request_batch(rows))[0]

@@ -29,7 +29,7 @@ from spark_llm.engine.cache.manager import CacheManager
 from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.core import Engine
 from spark_llm.engine.invariants import validate_invariants
-from spark_llm.engine.request import Completion, FinishReason, Request, SamplingParams
+from spark_llm.engine.request import Completion, FinishReason, Hints, Request, SamplingParams
 from spark_llm.engine.scheduling.row import Row
 from spark_llm.engine.scheduling.scheduler import StepPlan
 from spark_llm.engine.scheduling.waiting import LongestPrefixFirst
@@ -133,7 +133,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.requests: dict[int, Request] = {}
         self.cancelled: set[int] = set()
         self.answers: dict[int, Completion] = {}
-        self.failed_steps = 0
+        self.streams: set[int] = set()
 
     @initialize(
         page_size=st.sampled_from([1, 1, 2, 4, 16]),
@@ -157,6 +157,15 @@ class EngineMachine(RuleBasedStateMachine):
         reuse=st.integers(0, 9),
         bad=st.integers(0, 9),
         ignore_eos=st.booleans(),
+        hints=st.none()
+        | st.builds(
+            Hints,
+            st.integers(0, 2),
+            st.sampled_from(["", "a", "b"]),
+            st.integers(0, 20),
+            st.integers(0, 2),
+            st.integers(0, 20),
+        ),
     )
     def add(
         self,
@@ -166,6 +175,7 @@ class EngineMachine(RuleBasedStateMachine):
         reuse: int,
         bad: int,
         ignore_eos: bool,
+        hints: Hints | None,
     ) -> None:
         if like is not None and self.requests:
             other = self.requests[like[0] % len(self.requests)].prompt.tolist()
@@ -176,6 +186,7 @@ class EngineMachine(RuleBasedStateMachine):
             prompt=np.array(prompt, np.int32),
             params=SamplingParams(max_tokens=min(max_tokens, self.room - len(prompt)), ignore_eos=ignore_eos),
             reuse=reuse > 0,
+            hints=hints,
         )
         if request.params.max_tokens < 1:
             return
@@ -190,6 +201,16 @@ class EngineMachine(RuleBasedStateMachine):
             self.engine.cancel([which])
             if which not in self.answers:
                 self.cancelled.add(which)
+
+    @rule(stream=st.integers(0, 2), query=st.sampled_from(["", "a", "b"]))
+    def open_or_close(self, stream: int, query: str) -> None:
+        """Streams, whose hints may be wrong in every way."""
+        if stream in self.streams:
+            self.streams.remove(stream)
+            self.engine.close(stream)
+        else:
+            self.streams.add(stream)
+            self.engine.open(stream, query)
 
     @rule(which=st.integers(0, 9))
     def preempt(self, which: int) -> None:
