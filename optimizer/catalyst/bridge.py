@@ -213,6 +213,11 @@ class Catalyst:
         pairs = (pair.split("=") for pair in str(self._questions.equalColumns(join)).split())
         return [(int(one), int(other)) for one, other in pairs]
 
+    def traced(self, expression: Expression, plan: Node) -> Expression:
+        """The expression with columns replaced by what the plan's Projects make them of: to compare what stands above
+        a Project with what stands below it."""
+        return self._questions.traced(expression, plan)
+
     def rdd_partitions(self, leaf: Node) -> int | None:
         """Partitions of a leaf that is an RDD; None for others."""
         found = int(self._questions.partitions(leaf))

@@ -3,9 +3,12 @@
 // take hundreds of round trips from there.
 package sparkllm;
 
+import java.util.ArrayList;
+import java.util.HashMap;
 import java.util.function.UnaryOperator;
 import org.apache.spark.Dependency;
 import org.apache.spark.rdd.RDD;
+import org.apache.spark.sql.catalyst.expressions.Alias;
 import org.apache.spark.sql.catalyst.expressions.And;
 import org.apache.spark.sql.catalyst.expressions.Attribute;
 import org.apache.spark.sql.catalyst.expressions.EqualTo;
@@ -16,6 +19,7 @@ import org.apache.spark.sql.catalyst.expressions.aggregate.AggregateFunction;
 import org.apache.spark.sql.catalyst.plans.logical.ArrowEvalPython;
 import org.apache.spark.sql.catalyst.plans.logical.Join;
 import org.apache.spark.sql.catalyst.plans.logical.LogicalPlan;
+import org.apache.spark.sql.catalyst.plans.logical.Project;
 import org.apache.spark.sql.catalyst.trees.TreeNode;
 import org.apache.spark.sql.catalyst.trees.TreePattern;
 import org.apache.spark.sql.classic.SparkSession;
@@ -25,6 +29,7 @@ import org.apache.spark.sql.execution.datasources.LogicalRelation;
 import org.apache.spark.sql.types.DataTypes;
 import org.apache.spark.unsafe.Platform;
 import scala.collection.Iterator;
+import scala.jdk.javaapi.CollectionConverters;
 
 /** Seq of argument expressions to one expression; Python answers with the expression or with what to throw. */
 public final class Builder extends scala.runtime.AbstractFunction1 {
@@ -175,6 +180,47 @@ public final class Plans {
         pairs.append(((Attribute) one).exprId().id()).append('=').append(((Attribute) other).exprId().id()).append(' ');
       }
     }
+  }
+
+  /** The expression with columns replaced by what the Projects of the plan make them of, if not at random. */
+  public Expression traced(Expression expression, LogicalPlan plan) {
+    HashMap made = new HashMap();
+    collectAliases(plan, made);
+    return traced(expression, made, new int[] {10000});
+  }
+
+  private void collectAliases(LogicalPlan plan, HashMap made) {
+    if (plan instanceof Project) {
+      Iterator entries = ((Project) plan).projectList().iterator();
+      while (entries.hasNext()) {
+        Object entry = entries.next();
+        if (entry instanceof Alias && ((Alias) entry).child().deterministic()) {
+          made.put(((Alias) entry).exprId(), ((Alias) entry).child());
+        }
+      }
+    }
+    Iterator children = plan.children().iterator();
+    while (children.hasNext()) collectAliases((LogicalPlan) children.next(), made);
+  }
+
+  /** nodesLeft: aliases of aliases may grow without bound. */
+  private Expression traced(Expression expression, HashMap made, int[] nodesLeft) {
+    if (nodesLeft[0]-- <= 0) return expression;
+    if (expression instanceof Attribute) {
+      Object source = made.get(((Attribute) expression).exprId());
+      return source == null ? expression : traced((Expression) source, made, nodesLeft);
+    }
+    ArrayList children = new ArrayList();
+    boolean isChanged = false;
+    Iterator old = expression.children().iterator();
+    while (old.hasNext()) {
+      Expression child = (Expression) old.next();
+      Expression found = traced(child, made, nodesLeft);
+      isChanged = isChanged || found != child;
+      children.add(found);
+    }
+    if (!isChanged) return expression;
+    return (Expression) expression.withNewChildren(CollectionConverters.asScala(children).toIndexedSeq());
   }
 
   /** A BIGINT literal: small numbers of Python arrive as Integer. */

@@ -37,10 +37,17 @@ class Call:
         """What the call is called in messages: its prompt, shortened."""
         return self.prompt_text[:60] or "(a prompt for each row)"
 
-    def has_fields_of(self, other: Call) -> bool:
+    def has_fields_of(self, other: Call, catalyst: Catalyst) -> bool:
         """Do both ask about the same fields, by value and name, in any order?"""
         mine, theirs = (
-            sorted(zip(call.names, call.fields, strict=True), key=lambda pair: pair[0]) for call in (self, other)
+            sorted(
+                (
+                    (name, catalyst.traced(field, call.node))
+                    for name, field in zip(call.names, call.fields, strict=True)
+                ),
+                key=lambda pair: pair[0],
+            )
+            for call in (self, other)
         )
         return len(mine) == len(theirs) and all(
             name == other_name and field.semanticEquals(other_field)

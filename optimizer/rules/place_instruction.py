@@ -9,19 +9,24 @@ SELECT llm('Positive?', plot, quote),                 each row:  plot: "…"
 Rows of one call share the instruction, so it stands first. Calls that ask about the same fields of the same rows share
 the fields, which are longer: then the fields stand first, and the second call finds them computed. Putting them first
 costs each row its instruction, so the rule counts tokens where statistics tell them. A prompt that differs by row
-(``llm(question, context)``) stands first only if it repeats more than the fields do. System text is always first.
+(``llm(question, context)``) stands first only if it shares more tokens than a field would in its place. System text is
+always first.
 
 This is a prompt rule: it changes what the model reads (``spark.llm.optimizer.mayChangePrompts``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from spark_llm.call import CallSpec, PromptPlan
 from spark_llm.optimizer.catalyst.bridge import Node
 from spark_llm.optimizer.catalyst.context import Context
+from spark_llm.optimizer.reorder.counts import order_by_counts
 from spark_llm.optimizer.rules.calls import Call, all_calls, change_specs, no_function
+from spark_llm.optimizer.statistics import ColumnCounts, InputStatistics
 
 
 def place_instruction(plan: Node, context: Context) -> Node:
@@ -32,14 +37,14 @@ def place_instruction(plan: Node, context: Context) -> Node:
     if not calls:
         return plan
     decided: list[tuple[Call, PromptPlan]] = []
-    for group in _sharing(calls):
-        asked = _distinct(group)
-        last, why = _decision(asked, context)
-        for call in group:
-            later = sum(asked.index(other) > _position(call, asked) for other in asked) if last else 0
-            layout = call.spec.prompt or PromptPlan()
-            changes = {"instruction_last": last, "instruction_why": why, "later_calls": later}
-            decided.append((call, msgspec.structs.replace(layout, **changes)))
+    for namesakes in _grouped(calls, _have_one_frame):
+        for group, (last, why) in _decisions(namesakes, context):
+            asked = _distinct(group)
+            for call in group:
+                later = sum(asked.index(other) > _position(call, asked) for other in asked) if last else 0
+                layout = call.spec.prompt or PromptPlan()
+                changes = {"instruction_last": last, "instruction_why": why, "later_calls": later}
+                decided.append((call, msgspec.structs.replace(layout, **changes)))
 
     def changed(call: Call) -> CallSpec:
         # A call that stands twice in the plan (a CTE used twice) has one decision.
@@ -54,19 +59,32 @@ def _is_open(call: Call) -> bool:
     return bool(call.fields) and call.spec.order != "as_written" and not is_decided
 
 
-def _sharing(calls: list[Call]) -> list[list[Call]]:
-    """Calls by model, system text and fields: those whose prompts could begin alike."""
+def _grouped(calls: list[Call], are_alike: Callable[[Call, Call], bool]) -> list[list[Call]]:
     groups: list[list[Call]] = []
     for call in calls:
         for group in groups:
-            first = group[0]
-            same_frame = (first.spec.model, first.spec.system) == (call.spec.model, call.spec.system)
-            if same_frame and first.has_fields_of(call):
+            if are_alike(group[0], call):
                 group.append(call)
                 break
         else:
             groups.append([call])
     return groups
+
+
+def _have_one_frame(one: Call, other: Call) -> bool:
+    """Have both the same model, system text and field names, so that equal arguments may occur in both?"""
+    frames = [(call.spec.model, call.spec.system, sorted(call.names)) for call in (one, other)]
+    return frames[0] == frames[1]
+
+
+def _decisions(namesakes: list[Call], context: Context) -> list[tuple[list[Call], tuple[bool, str]]]:
+    """The calls by their fields, with what is decided: one thing for all, as equal arguments have equal prompts in a
+    query (CONTRACTS.md 1), whichever rows they come from."""
+    groups = _grouped(namesakes, lambda one, other: one.has_fields_of(other, context.catalyst))
+    found = [_decision(_distinct(group), context) for group in groups]
+    if any(last for last, _ in found):
+        found = [(True, why if last else "last: as in other calls with fields of these names") for last, why in found]
+    return list(zip(groups, found, strict=True))
 
 
 def _distinct(group: list[Call]) -> list[Call]:
@@ -93,7 +111,7 @@ def _decision(calls: list[Call], context: Context) -> tuple[bool, str]:
         return False, "first: all rows share it"
     known = context.statistics.of(first, context)
     if len(calls) == 1:
-        return _varying(first, known.prompt, known.columns)
+        return _varying(first, known)
     if not all(call.has_constant_prompt for call in calls):
         return True, f"last: {len(calls)} calls share their fields"
     instructions = sum(context.lengths(first.spec.model)([call.prompt_text for call in calls]))
@@ -104,15 +122,15 @@ def _decision(calls: list[Call], context: Context) -> tuple[bool, str]:
     return True, f"last: {len(calls)} calls share their fields"
 
 
-def _varying(call: Call, prompt: object, columns: object) -> tuple[bool, str]:
-    from spark_llm.optimizer.statistics import ColumnCounts
-
-    assert isinstance(columns, tuple)
-    asked = prompt.distinct if isinstance(prompt, ColumnCounts) else None
-    fields = [column.distinct for column in columns]
-    if asked is None or not fields or None in fields:
+def _varying(call: Call, known: InputStatistics) -> tuple[bool, str]:
+    """For a prompt that differs by row: which shares more if it stands first, the prompt or one of the fields?"""
+    columns = [known.prompt or ColumnCounts(), *known.columns]
+    distinct = [column.distinct for column in columns if column.distinct is not None]
+    lengths = [column.length for column in columns if column.length is not None]
+    if known.rows is None or len(distinct) < len(columns) or len(lengths) < len(columns):
         return False, "first: nothing is known of how often prompts repeat"
-    fewest = min(count for count in fields if count is not None)
-    if fewest < asked:
-        return True, f"last: {asked:,} different prompts, but a field has {fewest:,} values"
-    return False, f"first: {asked:,} different prompts, no field has fewer values"
+    order, _ = order_by_counts(known.rows, distinct, lengths, [column.table for column in columns])
+    if order[0] == 0:
+        return False, f"first: {distinct[0]:,} different prompts in {known.rows:,} rows, no field shares more"
+    name = call.names[order[0] - 1]
+    return True, f"last: {distinct[0]:,} different prompts, but {distinct[order[0]]:,} of {name}"

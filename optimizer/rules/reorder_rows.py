@@ -25,7 +25,7 @@ from __future__ import annotations
 import msgspec
 
 from spark_llm.call import CallSpec, RowPlan
-from spark_llm.optimizer.catalyst.bridge import Catalyst, Expression, Node, items
+from spark_llm.optimizer.catalyst.bridge import Catalyst, Expression, Node
 from spark_llm.optimizer.catalyst.context import Context
 from spark_llm.optimizer.rules.calls import Call, calls_of, rewrite_below, with_spec
 from spark_llm.optimizer.rules.order_seen import has_order, has_partitions, sees_order
@@ -135,8 +135,9 @@ def _keys(calls: list[Call]) -> list[Expression]:
 def _is_placed_alike(node: Node, calls: list[Call], catalyst: Catalyst) -> bool:
     """Does a call below have its rows in the order that these calls want (two questions over the same fields)?
 
-    That call's arguments may be columns of the Project that this rule made; then what they stand for counts.
+    Its arguments, or theirs, may be columns of a Project; what they stand for counts.
     """
+    above = node
     while not catalyst.is_call(node):
         if node.nodeName() not in ("Project", "Filter", "BatchEvalPython"):
             return False
@@ -144,23 +145,11 @@ def _is_placed_alike(node: Node, calls: list[Call], catalyst: Catalyst) -> bool:
     below = calls_of(node)
     if not all(call.spec.rows is not None and call.spec.rows.is_sorted for call in below):
         return False
-    made = _made_columns(node, catalyst)
-    wanted = _keys(calls)
-    theirs = [next((e for a, e in made if a.semanticEquals(key)), key) for key in _keys(below)]
+    wanted = [catalyst.traced(key, above) for key in _keys(calls)]
+    theirs = [catalyst.traced(key, node) for key in _keys(below)]
     tables = [call.spec.prompt.table if call.spec.prompt is not None else None for call in (calls[0], below[0])]
     return (
         tables[0] == tables[1]
         and len(theirs) == len(wanted)
         and all(a.semanticEquals(b) for a, b in zip(theirs, wanted, strict=True))
     )
-
-
-def _made_columns(call: Node, catalyst: Catalyst) -> list[tuple[Expression, Expression]]:
-    """The columns that this rule computed below ``call``, each with what it stands for."""
-    node = call.child()
-    while node.nodeName() in ("Sort", "RepartitionByExpression", "ArrowEvalPython") and not catalyst.is_call(node):
-        node = node.child()
-    if node.nodeName() != "Project":
-        return []
-    aliases = [entry for entry in items(node.projectList()) if entry.nodeName() == "Alias"]
-    return [(a.toAttribute(), a.child()) for a in aliases if str(a.name()).startswith("_llm")]
