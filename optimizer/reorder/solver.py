@@ -9,14 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from spark_llm.optimizer.reorder.dependencies import with_followers
+from spark_llm.optimizer.reorder.expected import Sample
+from spark_llm.optimizer.reorder.fixed import best_fixed_order
 from spark_llm.optimizer.reorder.groups import Taking, fixed_order, group_orders
 from spark_llm.optimizer.reorder.small import MAX_CELLS, small_orders
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-# Tables of few cells try more ways of taking groups.
-_MORE_BELOW_CELLS = 50_000
+# The fewer cells a table has, the more is tried.
+_MORE_BELOW_CELLS, _MOST_BELOW_CELLS = 500_000, 50_000
+_CLIMB_ROWS, _CLIMB_BUDGET = 4_000, 80
 
 
 class Solution(NamedTuple):
@@ -55,11 +58,22 @@ def _candidates(cells: Ints, lengths: Floats, weights: Floats) -> Iterator[Ints]
         return
     heavier, longer = with_followers(cells, weights, lengths)
     yield group_orders(cells, heavier, Taking(), tail)
-    yield group_orders(cells, longer, Taking(), tail)
     if cells.size < _MORE_BELOW_CELLS:
+        yield group_orders(cells, longer, Taking(), tail)
+        yield np.broadcast_to(_climbed(cells, lengths), cells.shape)
+    if cells.size < _MOST_BELOW_CELLS:
         for damping in (0.0, 0.4, 0.8, 1.0):
             yield group_orders(cells, weights, Taking(damping), tail)
             yield group_orders(cells, heavier, Taking(damping), tail)
+
+
+def _climbed(cells: Ints, lengths: Floats) -> Ints:
+    """The best single order, by some of the rows."""
+    rows = len(cells)
+    some = cells[:: max(rows // _CLIMB_ROWS, 1)]
+    sample = Sample(some, lengths[some], rows)
+    by_length = np.argsort(-sample.lengths.mean(axis=0), kind="stable")
+    return best_fixed_order(sample, (by_length,), _CLIMB_BUDGET)
 
 
 def prefix_rows(cells: Ints, orders: Ints) -> Ints:
