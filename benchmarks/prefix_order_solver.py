@@ -228,24 +228,25 @@ def report(record: Mapping[str, Any]) -> str:
 
 
 def targets(cases: Sequence[Case]) -> list[str]:
-    """Ours against GGR and the fixed order, in points of PHR, and the time against what the paper's code took.
+    """Ours against GGR and the fixed order, in points of PHR, and our time against what the paper says of its code.
 
-    The paper's time is of its own machine; the GGR here is a faster program for the same schedule.
+    The paper's seconds are of its own machine; the GGR here is a much faster program for the same schedule.
     """
     lines = []
     for name in dict.fromkeys(found.table for found in cases):
         best = {(found.order, found.rows): found for found in cases if found.table == name}
         for ggr in (found for found in best.values() if found.order == GGR):
-            ours = best[SOLVED, ggr.rows]
-            where = f"{name}, {ggr.rows:,} rows: ours"
-            lines.append(judge(f"{where} less GGR, points of PHR", points(ours, ggr), 0.0))
-            lines.append(
-                judge(f"{where}, CPU time against GGR's", ours.cpu_seconds / ggr.cpu_seconds, 1 / 40, below=True)
-            )
+            for ours in (best[key] for key in ((SOLVED, ggr.rows), (TABLE, ggr.rows)) if key in best):
+                where = f"{name}, {ours.rows:,} rows: {ours.order}"
+                lines.append(judge(f"{where} less GGR, points of PHR", points(ours, ggr), 0.0))
         for ours in (found for found in best.values() if found.order in (SOLVED, TABLE)):
+            where = f"{name}, {ours.rows:,} rows: {ours.order}"
             if (FIXED, ours.rows) in best:
                 gain = points(ours, best[FIXED, ours.rows])
-                lines.append(judge(f"{name}, {ours.rows:,} rows: {ours.order} less fixed order, points", gain, 0.0))
+                lines.append(judge(f"{where} less fixed order, points of PHR", gain, 0.0))
+            if name in paper.TABLES and ours.order == SOLVED and ours.rows >= paper.TABLES[name].rows:
+                faster = paper.TABLES[name].solver_seconds / max(ours.cpu_seconds, 1e-9)
+                lines.append(judge(f"{where}: the paper's seconds of GGR by our CPU seconds", faster, 40.0))
     return lines
 
 
