@@ -48,7 +48,7 @@ def squad(rows: int, seed: int = 0) -> pd.DataFrame:
 
     Known: five contexts a question (section 6.1.2), the fields (appendix B: six, though table 1 says five), 1,047
     input tokens; 4.6 questions a paragraph and 43 paragraphs an article in SQuAD 1.1. Assumed: how far what the index
-    finds agrees between questions.
+    finds agrees between questions, set so that hit rates come near the paper's.
     """
     random = generator("squad", seed)
     texts = Texts(random)
@@ -62,7 +62,8 @@ def fever(rows: int, seed: int = 0) -> pd.DataFrame:
     """FEVER: claims with the four pieces of evidence that a vector index found for them, the nearest first.
 
     Known: four pieces of evidence a claim (section 6.1.2), the fields (appendix B), 1,302 input tokens. Assumed: five
-    claims a page, 30 pages on a topic, and how far what the index finds agrees between claims.
+    claims a page, 30 pages on a topic, and how far what the index finds agrees between claims, set as for
+    SQuAD.
     """
     random = generator("fever", seed)
     texts = Texts(random)
