@@ -33,6 +33,7 @@ GROUPS, ROWS = 160, 20  # groups and rows in each
 TEMPLATE, GROUP, OWN, INSTRUCTION, OUTPUT = 16, 120, 40, 24, 4  # tokens
 WINDOW, IN_FLIGHT = 512, 4  # rows, windows
 BATCH, RUNNING = 1024, 64  # tokens of a step, rows
+AGAIN, NARROW = 160, 32  # rows after which rows come again that no hint announces, and of a window that cannot show it
 QUERY = "1"
 OUT = Path(__file__).resolve().parent.parent / "artifacts" / "cache_eviction.json"
 
@@ -41,7 +42,7 @@ Tokens = npt.NDArray[np.int32]
 
 @dataclass
 class Task:
-    """A stream of rows. after: the task whose answers it waits for. kept: of its rows, the share that asks.
+    """A stream of rows. after: the task whose answers it waits for.
 
     pipelined: it asks a row as soon as the other task has its answer, else when all rows are answered.
     """
@@ -52,6 +53,7 @@ class Task:
     after: Task | None = None
     pipelined: bool = False
     query: str = QUERY
+    window: int = WINDOW
     stream: int = -1
     sent: int = 0
     answered: int = 0
@@ -65,8 +67,8 @@ class Task:
 
     def windows(self) -> Iterator[list[Tokens]]:
         """What it sends now: whole windows while few enough are in flight."""
-        while self.sent < len(self.prompts) and self.sent - self.answered <= (IN_FLIGHT - 1) * WINDOW:
-            end = min(self.sent + WINDOW, len(self.prompts))
+        while self.sent < len(self.prompts) and self.sent - self.answered <= (IN_FLIGHT - 1) * self.window:
+            end = min(self.sent + self.window, len(self.prompts))
             if end > self.ready:
                 return
             window = self.prompts[self.sent : end]
@@ -158,10 +160,13 @@ def loads() -> Iterator[tuple[str, list[Task]]]:
     yield "the same, 30 % pass the first", filtered(table.calls(ordered, 2), 0.3, table.rng)
     two = [successive(table.calls(rows, 2), pipelined=False) for rows in (ordered[:half], ordered[half:])]
     yield "two tasks of two calls", [task for tasks in two for task in tasks]
-    yield (
-        "a query twice, unannounced",
-        successive([table.instruction_first(ordered)] * 2, pipelined=False, announced=False),
-    )
+    once = table.instruction_first(ordered)
+    yield "a query twice, unannounced", successive([once, once], pipelined=False, announced=False)
+    singles = [table.draw(TEMPLATE + GROUP + OWN) for _ in range(GROUPS * ROWS // 2)]
+    again = [row for at in range(0, len(singles), AGAIN) for row in singles[at : at + AGAIN] * 2]
+    tasks = successive([once, again], pipelined=False, announced=False)
+    tasks[1].window = NARROW
+    yield "groups, then rows twice, unannounced", tasks
 
 
 def working_set(tasks: list[Task]) -> int:

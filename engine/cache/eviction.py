@@ -49,13 +49,13 @@ class LeastRecentlyUsed:
 
     def __init__(self) -> None:
         self._order = itertools.count()
-        self._loose: list[tuple[tuple[int, int], int, Node]] = []  # heap; stale entries are skipped when popped
+        self._loose: list[tuple[int, int, Node]] = []  # heap by last use; stale entries are skipped when popped
 
     def offer(self, node: Node) -> None:
         """``node`` has become an unlocked leaf, or may have; it is judged when it is popped."""
         if not node.offered:  # one entry a node: the heap never outgrows the tree
             node.offered = True
-            heapq.heappush(self._loose, (self._rank(node), next(self._order), node))
+            heapq.heappush(self._loose, (node.last_use, next(self._order), node))
 
     @property
     def kept(self) -> int:
@@ -90,17 +90,14 @@ class LeastRecentlyUsed:
 
     def _pop_loose(self) -> Node | None:
         while self._loose:
-            rank, _, node = heapq.heappop(self._loose)
+            last_use, _, node = heapq.heappop(self._loose)
             node.offered = False
             if not node.is_free_leaf:
                 continue
-            if rank == self._rank(node):
+            if last_use == node.last_use:
                 return node
             self.offer(node)  # used since it was offered: back with its new age
         return None
-
-    def _rank(self, node: Node) -> tuple[int, int]:
-        return 0, node.last_use
 
 
 @dataclass(slots=True, eq=False)
@@ -113,7 +110,7 @@ class _Edge:
 
 
 class NeededLast(LeastRecentlyUsed):
-    """Nodes that nobody is known to need go first: those that no second row ever matched, then the least recently used.
+    """Nodes that nobody is known to need go first, the one used longest ago before others.
 
     When only needed ones are left, those go first that later calls will need, marked last first; then those that
     waiting rows need, admitted last first. A needed node is judged once and then kept aside until it is used again or
@@ -187,9 +184,6 @@ class NeededLast(LeastRecentlyUsed):
 
     def reconsider(self) -> None:
         self._stale = True
-
-    def _rank(self, node: Node) -> tuple[int, int]:
-        return node.shared, node.last_use
 
     def _keep(self, node: Node, use: Rank) -> None:
         node.entry = (use, next(self._order), node)

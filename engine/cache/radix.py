@@ -25,7 +25,6 @@ class Node:
 
     ``end``: tokens from the root to this node's end. ``locks``: running rows whose path goes through here.
     ``step``: the engine step that fills its pages. ``key``: the sort key of some prompt that runs through here.
-    ``shared``: whether another row than the one that put it here has matched it.
     """
 
     __slots__ = (
@@ -39,7 +38,6 @@ class Node:
         "offered",
         "pages",
         "parent",
-        "shared",
         "step",
         "tokens",
     )
@@ -54,7 +52,6 @@ class Node:
         self.locks = 0
         self.key = key
         self.last_use = 0
-        self.shared = False
         # what eviction knows of it; see eviction.py and later.py
         self.offered = False
         self.entry: tuple[Rank, int, Node] | None = None
@@ -104,7 +101,6 @@ class RadixTree:
             if common < len(child.tokens):
                 child = self._split(child, common)
             child.last_use = self._clock
-            child.shared = True
             found.append(child.pages)
             node = child
             at += common
@@ -196,7 +192,6 @@ class RadixTree:
         upper = Node(parent, node.tokens[:length], node.pages[: length // size], node.step, node.key)
         upper.locks = node.locks
         upper.last_use = node.last_use
-        upper.shared = node.shared
         if node.marks:
             upper.marks = {key: mark.copy() for key, mark in node.marks.items()}
         parent.children[node.tokens[:size].tobytes()] = upper

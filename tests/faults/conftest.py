@@ -62,10 +62,11 @@ class Engines:
         return StreamOpen(query=query, params=SamplingParams(max_tokens=max_tokens, ignore_eos=True))
 
     @staticmethod
-    def rows(ids: range, text: str = "row") -> pa.RecordBatch:
-        """A window of requests with one text a row."""
+    def rows(ids: range, text: str = "row", *, fold: bool = False) -> pa.RecordBatch:
+        """A window of requests with one text a row; with ``fold`` equal rows of a query fold."""
         segments = pa.array([[f"{text} {i}"] for i in ids], REQUEST_SCHEMA.field("segments").type)
-        columns = [pa.array(ids, pa.int64()), segments, pa.nulls(len(ids), pa.int64()), pa.nulls(len(ids), pa.binary())]
+        keys = pa.array([f"{text} {i}".encode() if fold else None for i in ids], pa.binary())
+        columns = [pa.array(ids, pa.int64()), segments, pa.nulls(len(ids), pa.int64()), keys]
         return pa.RecordBatch.from_arrays(columns, schema=REQUEST_SCHEMA)
 
     @staticmethod

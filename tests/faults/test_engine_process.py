@@ -35,8 +35,9 @@ from spark_llm.engine.service.probe import connection
 from spark_llm.engine.service.protocol import REQUEST_SCHEMA
 writer, reader = connection(sys.argv[1]).do_exchange(flight.FlightDescriptor.for_command(sys.argv[2].encode()))
 writer.begin(REQUEST_SCHEMA)
-segments = pa.array([["a long answer, please"]] * 20, REQUEST_SCHEMA.field("segments").type)
-columns = [pa.array(range(20), pa.int64()), segments, pa.nulls(20, pa.int64()), pa.nulls(20, pa.binary())]
+segments = pa.array([[f"row {i}"] for i in range(20)], REQUEST_SCHEMA.field("segments").type)
+keys = pa.array([f"row {i}".encode() for i in range(20)], pa.binary())
+columns = [pa.array(range(20), pa.int64()), segments, pa.nulls(20, pa.int64()), keys]
 writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=REQUEST_SCHEMA))
 print("sent", flush=True)
 reader.read_chunk()
@@ -160,6 +161,44 @@ def test_a_killed_clients_rows_leave_the_engine_while_another_stream_goes_on(eng
     assert (status.waiting, status.running) == (0, 0)
     assert status.free_pages == status.total_pages, "cancelled rows hold no pages"
     assert status.queries["doomed"] == (20, 0)
+
+
+def test_equal_rows_of_two_streams_survive_a_killed_engine(engines: Engines) -> None:
+    """The new engine has forgotten who led and who waited; every row is answered once, and equal rows equally."""
+    client = connect(engines.spec(max_running_rows=4))
+    header = engines.header(max_tokens=60, query="q")
+    with client.stream(header) as one, client.stream(header) as other:
+        one.send(engines.rows(range(30), fold=True))
+        other.send(engines.rows(range(30), fold=True))
+        batch = one.receive()
+        engines.kill(engines.process(client.status()))
+        first = list(zip(batch.column("id").to_pylist(), batch.column("text").to_pylist(), strict=True))
+        first += engines.receive_all(one)
+        second = engines.receive_all(other)
+    assert sorted(first) == sorted(second)
+    assert [row for row, _ in sorted(first)] == list(range(30))
+
+
+def test_rows_that_wait_for_those_of_a_killed_client_are_answered(engines: Engines) -> None:
+    spec = engines.spec()
+    client = connect(spec)
+    state = folders.engine_folder(process.owner(), spec.key).state()
+    assert state is not None
+    header = engines.header(max_tokens=200, query="q")
+    doomed = engines.python(_CLIENT, state.socket, spec_json(header))
+    assert doomed.stdout.readline() == "sent\n"
+    wait_for(lambda: client.status().queries.get("q", (0, 0))[0] == 20)
+    with client.stream(header) as stream:
+        stream.send(engines.rows(range(22), fold=True))
+        wait_for(lambda: client.status().queries["q"][0] == 42)
+        doomed.kill()
+        wait_for(lambda: client.status().streams == 1, timeout=10.0)
+        answered = engines.receive_all(stream)
+    doomed.wait()
+    assert sorted(row for row, _ in answered) == list(range(22))
+    status = client.status()
+    assert status.output_tokens == 22 * 200, "what had led was begun anew"
+    assert status.free_pages == status.total_pages
 
 
 def test_a_hung_engine_is_replaced(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
