@@ -145,21 +145,23 @@ class NeededLast(LeastRecentlyUsed):
             self._stale = False
             for _, _, node in list(self._kept):
                 self.offer(node)
-        while (node := self._pop_loose()) is not None:
-            keep, use = self._need(node)
-            if use is None:
-                return Victim(node, keep)
-            self._keep(node, use)
-        while self._kept:
+        while True:
+            while (node := self._pop_loose()) is not None:
+                keep, use = self._need(node)
+                if use is None:
+                    return Victim(node, keep)
+                self._keep(node, use)
+            if not self._kept:
+                return None
+            if self._release_first_mark():
+                continue
             judged, _, node = self._kept.pop()
             node.entry = None
-            if not node.is_free_leaf:
-                continue
-            keep, use = self._need(node)
-            if use is None or use == judged:
-                return Victim(node, keep)
-            self._keep(node, use)
-        return None
+            if node.is_free_leaf:
+                keep, use = self._need(node)
+                if use == judged:
+                    return Victim(node, keep)
+                self.offer(node)
 
     def follow(self, upcoming: Upcoming) -> None:
         self._upcoming = upcoming
@@ -188,6 +190,17 @@ class NeededLast(LeastRecentlyUsed):
     def _keep(self, node: Node, use: Rank) -> None:
         node.entry = (use, next(self._order), node)
         self._kept.add(node.entry)
+
+    def _release_first_mark(self) -> bool:
+        """Let the node be judged anew that was marked first, if that mark is given up, as first marks are first."""
+        at = self._kept.bisect_left(((1,),))
+        if at == len(self._kept):
+            return False
+        judged, _, node = self._kept[at]
+        if node.is_free_leaf and self._need(node)[1] == judged:
+            return False
+        self.offer(node)
+        return True
 
     def _drop_edge(self, stream: int) -> None:
         edge = self._edges.pop(stream, None)
