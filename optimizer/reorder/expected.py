@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from spark_llm.optimizer.reorder.order_table import mix
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -49,6 +51,15 @@ class Sample:
         """These rows, as a sample of their like in the whole table."""
         total = round(self.total_rows * len(rows) / len(self.cells))
         return Sample(self.cells[rows], self.lengths[rows], max(total, len(rows)))
+
+    def at_most(self, rows: int) -> tuple[Sample, Ints]:
+        """So many of the rows, drawn alike each time, of as large a table; and which they are."""
+        kept = np.arange(len(self.cells))
+        if len(kept) <= rows:
+            return self, kept
+        drawn = np.argsort(mix(kept.astype(np.uint64), np.uint64(1)), kind="stable")
+        kept = np.sort(drawn[:rows])
+        return Sample(self.cells[kept], self.lengths[kept], self.total_rows), kept
 
     def hits(self, orders: Ints) -> float:
         """The expected share of field tokens of the whole table that a prefix cache finds, 0 to 1, whole cells.

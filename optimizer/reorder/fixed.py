@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from spark_llm.optimizer.reorder.expected import Prefix, Sample
-from spark_llm.optimizer.reorder.order_table import mix
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -16,21 +15,19 @@ Floats = npt.NDArray[np.float64]
 # Which prefixes repeat depends on the set of their fields only, so what was counted serves many orders. This bounds
 # how many sets are counted, over how many rows, before the best order so far is taken.
 _MAX_ROWS = 10_000
-_BUDGET = 250
+_BUDGET, _BUDGET_A_FIELD = 250, 10
 # Once so many prefixes are unlike all others, no order of the remaining fields shares anything.
 _ALL_DISTINCT = 0.98
 _BEYOND = 5
 _ENOUGH = 1e-6
 
 
-def best_fixed_order(sample: Sample, starts: Iterable[Ints], budget: int = _BUDGET) -> Ints:
+def best_fixed_order(sample: Sample, starts: Iterable[Ints], budget: int | None = None) -> Ints:
     """A field order, int64 [fields], under which no move of one field shares more; the best of those found from
     ``starts``, or of what was found within ``budget`` countings for each."""
-    rows = len(sample.cells)
-    if rows > _MAX_ROWS:
-        sample_of = np.sort(np.argsort(mix(np.arange(rows, dtype=np.uint64), np.uint64(1)), kind="stable")[:_MAX_ROWS])
-        # The same total: fewer rows are known of as large a table.
-        sample = Sample(sample.cells[sample_of], sample.lengths[sample_of], sample.total_rows)
+    if budget is None:
+        budget = max(_BUDGET, _BUDGET_A_FIELD * sample.cells.shape[1])
+    sample, _ = sample.at_most(_MAX_ROWS)
     climb = _Climb(sample)
     found = [climb.climb(start.tolist(), budget * number) for number, start in enumerate(starts, start=1)]
     return np.array(max(found, key=lambda one: one[0])[1], np.int64)

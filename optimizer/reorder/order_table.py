@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from spark_llm.optimizer.reorder.hashing import Hashes
 
@@ -49,14 +48,6 @@ class Placement(NamedTuple):
     lead: Hashes
     key: Hashes
     group: Ints
-
-    def binary(self) -> pa.Array:
-        """``key`` as one fixed-size binary value a row, for sorts that compare bytes."""
-        width = 8 * self.key.shape[1]
-        if width == 0:
-            return pa.array([b""] * len(self.key), pa.binary())
-        data = pa.py_buffer(np.ascontiguousarray(self.key.astype(">u8")))
-        return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(self.key), [None, data])
 
 
 class _Wire(msgspec.Struct, array_like=True, frozen=True):

@@ -29,13 +29,15 @@ _PASSES = 3
 _Named = tuple[int, int, int]  # parent, field, hash
 
 
-def grouped_table(sample: Sample, hashes: Hashes, fixed: Ints, limit: int, power: float | None) -> OrderTable:
-    """A table of at most ``limit`` groups. ``fixed``: the best single order.
+def grouped_table(
+    sample: Sample, hashes: Hashes, fixed: Ints, limit: int, damping: float | None, power: float | None
+) -> OrderTable:
+    """A table of at most ``limit`` groups, taken by ``damping`` (see ``Taking``). ``fixed``: the best single order.
 
     Inside a group, fields that are constant there stand first. The others stand as in ``fixed`` if ``power`` is None,
     else by ``length · hit share / miss share^power``. Groups whose rows share less than by ``fixed`` are left out.
     """
-    picked = _pick(sample, hashes, limit)
+    picked = _pick(sample, hashes, limit, damping)
     alone = sample.row_hits(np.broadcast_to(fixed, sample.cells.shape))
     table = OrderTable.fixed(fixed.tolist())
     for _ in range(_PASSES):
@@ -68,7 +70,7 @@ def _without_losers(picked: list[_Named], gains: Floats) -> list[_Named]:
     return kept
 
 
-def _pick(sample: Sample, hashes: Hashes, limit: int) -> list[_Named]:
+def _pick(sample: Sample, hashes: Hashes, limit: int, damping: float | None) -> list[_Named]:
     """The groups that gain most, parents before children, those of one parent by the order in which they were taken."""
     rows, fields = sample.cells.shape
     scale = sample.total_rows / rows
@@ -82,7 +84,7 @@ def _pick(sample: Sample, hashes: Hashes, limit: int) -> list[_Named]:
     found: list[tuple[float, int, float, int, int]] = []  # gain, level, score, parent, cell
     above = np.full(rows, -1, np.int64)
     least = _LEAST_ROWS if scale > 1 else 2
-    for depth, level in enumerate(levels(sample.cells, weights, Taking(None, scale, least))):
+    for depth, level in enumerate(levels(sample.cells, weights, Taking(damping, scale, least))):
         if depth == MAX_LEVELS:
             break
         here = np.full(rows, -1, np.int64)

@@ -27,9 +27,11 @@ _GAIN = 0.01
 # Of ways to make groups that share about as much, the one with the fewest groups.
 _ALIKE = 0.002
 _LIMITS = (4096, 512, 64)
-# How fields stand inside a group: see plan_groups.
-_POWERS = (None, 0.0)
+# How groups are taken, and how fields stand inside one: see ``Taking`` and ``grouped_table``.
+_WAYS = ((None, None), (None, 0.5), (1.2, None), (1.2, 0.5))
 _LARGEST = 64
+# Planning takes about a second: of wide tables it looks at fewer rows.
+_MAX_CELLS, _LEAST_ROWS = 300_000, 2_000
 
 
 class FieldStatistics(NamedTuple):
@@ -95,11 +97,12 @@ def plan_order(
     sample = Sample(cells, lengths.astype(np.float64), total)
     by_score = np.argsort([-s.score for s in statistics], kind="stable")
     by_length = np.argsort([-s.length * (1 - s.distinct / total) for s in statistics], kind="stable")
-    fixed = best_fixed_order(sample, (by_length, by_score))
+    planned, of = sample.at_most(max(_MAX_CELLS // fields, _LEAST_ROWS))
+    fixed = best_fixed_order(planned, (by_length, by_score))
     written_hits, fixed_hits = (sample.hits(np.broadcast_to(order, cells.shape)) for order in (written, fixed))
     table, hits = OrderTable.fixed(fixed.tolist()), fixed_hits
     if may_group and fields > 1:
-        grouped = _grouped(sample, hashes, fixed)
+        grouped = _grouped(planned, hashes[of], fixed)
         if grouped is not None:
             table, hits = grouped, sample.hits(grouped.orders(hashes))
     return Decision(
@@ -128,19 +131,33 @@ def _grouped(sample: Sample, hashes: Hashes, fixed: Ints) -> OrderTable | None:
         return None
     making, judging = (Sample(sample.cells[r], sample.lengths[r], sample.total_rows) for r in (made, judged))
     single = judging.hits(np.broadcast_to(fixed, judging.cells.shape))
-    tried = []
-    for power in _POWERS:
-        for limit in _LIMITS:
-            table = grouped_table(making, hashes[made], fixed, limit, power)
-            tried.append((judging.hits(table.orders(hashes[judged])), table, limit, power))
-            if table.num_groups < _LIMITS[-1]:
-                break  # a lower limit changes nothing
-    most = max(found for found, *_ in tried)
+    tried: list[_Tried] = []
+
+    def judge(way: tuple[float | None, float | None], limit: int) -> None:
+        table = grouped_table(making, hashes[made], fixed, limit, *way)
+        tried.append(_Tried(judging.hits(table.orders(hashes[judged])), table, way, limit))
+
+    for way in _WAYS:
+        judge(way, _LIMITS[0])
+    best = max(tried, key=lambda one: one.hits)
+    for limit in _LIMITS[1:]:
+        if best.table.num_groups > limit:
+            judge(best.way, limit)
+    most = max(one.hits for one in tried)
     if most < single + _GAIN:
         return None
-    alike = [one for one in tried if one[0] >= most - _ALIKE]
-    _, table, limit, power = min(alike, key=lambda one: (one[1].num_groups, -one[0]))
-    return table if len(made) == rows else grouped_table(sample, hashes, fixed, limit, power)
+    alike = [one for one in tried if one.hits >= most - _ALIKE]
+    chosen = min(alike, key=lambda one: (one.table.num_groups, -one.hits))
+    if len(made) == rows:
+        return chosen.table
+    return grouped_table(sample, hashes, fixed, chosen.limit, *chosen.way)
+
+
+class _Tried(NamedTuple):
+    hits: float
+    table: OrderTable
+    way: tuple[float | None, float | None]
+    limit: int
 
 
 def _whole(sample: Sample) -> Prefix:

@@ -16,9 +16,10 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 MAX_CELLS = 1024
+_MAX_ROWS = 128  # the policy plays group after group, each a level of recursion
 _LOOKAHEAD = 2
-# Sets of rows that a lookahead may weigh; beyond, the table is too large for it.
-_BUDGET = 4_000
+# Groups that a lookahead may weigh, some tenths of a second; beyond, the table is too large for it.
+_BUDGET = 200_000
 
 
 class _Group(NamedTuple):
@@ -40,6 +41,8 @@ class _TooLargeError(Exception):
 def small_orders(cells: Ints, weights: Floats, tail: Ints) -> list[Ints]:
     """Field orders by lookahead, int64 [rows, fields] each, of the deepest lookahead that the table is small enough
     for; none where it is too large for any. Arguments as for ``group_orders``."""
+    if len(cells) > _MAX_ROWS:
+        return []
     for depth in range(_LOOKAHEAD, 0, -1):
         player = _Player(cells, weights)
         try:
@@ -52,6 +55,7 @@ def small_orders(cells: Ints, weights: Floats, tail: Ints) -> list[Ints]:
 class _Player:
     def __init__(self, cells: Ints, weights: Floats) -> None:
         self.count, self.fields = cells.shape
+        self.budget = _BUDGET
         self.groups: list[tuple[int, int, float]] = []
         self.moves_of: dict[tuple[int, int], tuple[_Group | None, list[_Group]]] = {}
         self.plays: dict[tuple[int, int, int], _Play] = {}
@@ -63,13 +67,17 @@ class _Player:
                 if mask & (mask - 1) and weights[cell] > 0:
                     self.groups.append((mask, 1 << field, float(weights[cell])))
 
+    def spend(self, groups: int) -> None:
+        self.budget -= groups
+        if self.budget < 0:
+            raise _TooLargeError
+
     def moves(self, rows: int, fields: int) -> tuple[_Group | None, list[_Group]]:
         """The cells common to all of ``rows``, and the groups that could come first, best score first."""
         known = self.moves_of.get((rows, fields))
         if known is not None:
             return known
-        if len(self.moves_of) >= _BUDGET:
-            raise _TooLargeError
+        self.spend(len(self.groups))
         merged: dict[int, tuple[int, float]] = {}  # fields with the same rows come together
         for mask, field, weight in self.groups:
             group = mask & rows
@@ -100,6 +108,7 @@ class _Player:
         if groups:
             first = groups[0]
             if depth:
+                self.spend(len(groups))
                 first = max(groups, key=lambda group: self.outcome(group, rows, left, depth - 1))
             hits += self.outcome(first, rows, left, depth)
         played = self.plays[rows, fields, depth] = _Play(hits, common, first)

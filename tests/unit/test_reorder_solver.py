@@ -275,6 +275,17 @@ class TestAnyTable:
         rows = solve(table)
         assert bag(rows) == bag(zip(table.columns, row, strict=True) for row in table.to_numpy().tolist())
 
+    @pytest.mark.parametrize(("rows", "fields"), [(512, 2), (128, 8), (2, 500)])
+    def test_tables_at_the_edge_of_what_is_looked_ahead_into(self, rows: int, fields: int) -> None:
+        rng = np.random.default_rng(1)
+        table = pd.DataFrame({f"c{n}": rng.permutation(np.arange(rows) // 2) for n in range(fields)})
+        assert bag(solve(table)) == bag(zip(table.columns, row, strict=True) for row in table.to_numpy().tolist())
+
+    def test_texts_that_are_not_unicode(self) -> None:
+        assert bag(solve(pd.DataFrame({"a": ["\ud800", "b", "\ud800"]}))) == bag(
+            [("a", text)] for text in ["\ud800", "\ud800", "b"]
+        )
+
     def test_equal_texts_of_different_values_are_one_cell(self) -> None:
         rows = solve(pd.DataFrame({"a": [1.01, 2.0, 1.04, 2.02]}), render=lambda field, value: f"{value:.1f}")
         assert sorted(value for row in rows for _, value in row) == [1.01, 1.04, 2.0, 2.02]
