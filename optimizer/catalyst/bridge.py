@@ -138,14 +138,6 @@ class Catalyst:
         """A BIGINT literal."""
         return self._questions.bigint(str(value))
 
-    def binary(self, value: bytes | None) -> Expression:
-        """A BINARY literal."""
-        return self.expressions.Literal(value, self.types.BinaryType)
-
-    def modulo(self, expression: Expression, divisor: int) -> Expression:
-        """``pmod(expression, divisor)`` of a BIGINT."""
-        return self.expressions.Pmod(expression, self.long(divisor))
-
     def repartition(self, expressions: Iterable[Expression], child: Node, partitions: int | None = None) -> Node:
         """An exchange of ``child`` by hash of the expressions; a number of partitions that is given stays as it is."""
         count = self.none if partitions is None else self.some(partitions)

@@ -24,8 +24,9 @@ class Context:
     statistics: of the inputs of calls. statistics_bytes: a job for them runs only where the tables below a call have
     less, 0: never. statistics_timeout: seconds that it may take.
     lengths(model): counts tokens of texts, None is the session's model. function(tables): the JVM's Python function
-    that answers calls, with the encoded order tables that specs name. place(table): the JVM's UDF that gives rows their
-    place by an encoded order table. tables: encoded order tables by digest, of this query and of others before it.
+    that answers calls, with the encoded order tables that specs name. place(table, cuts, count): the JVM's UDF that
+    gives rows their place by an encoded order table, in ranges for ``count`` partitions. tables: encoded order tables
+    by digest, of this query and of others before it.
     tokens_per_second: of one engine, measured or guessed. slots: tasks that the application runs at a time.
     partitions: how many ReorderRows makes, 0: it decides.
     """
@@ -39,7 +40,7 @@ class Context:
     statistics_timeout: float
     lengths: Callable[[str | None], Callable[[Sequence[str]], list[int]]]
     function: Callable[[Mapping[str, bytes]], Jvm]
-    place: Callable[[bytes], Jvm]
+    place: Callable[[bytes, bytes, int], Jvm]
     tables: MutableMapping[str, bytes]
     tokens_per_second: float
     slots: int

@@ -10,11 +10,12 @@ Project [id, pythonUDF0 AS answer]              Project [id, pythonUDF0 AS answe
                                                             +- Project [id, plot, n, cast(n as string) AS _llm1]
                                                                +- Relation [id, plot, n]
 
-The exchange hashes the order key: a range exchange would run what stands below it twice (CONTRACTS.md 7). Its key is
-the leading cell of a row's prompt; where the order table has groups of rows, a Python function gives each row the key
-of its group. Values with more rows than a partition should have are spread by the rest of the arguments, so that
-equal arguments still meet. The number of partitions is fixed, which keeps adaptive execution from merging them, and
-comes from the time that an engine needs. Arguments that are computed are computed once, below.
+Where there is a sample of the rows, a Python function gives each row its place in prompt order by the query's order
+table, and one of as many ranges of equal work as there are partitions; the exchange hashes that range. Prefixes stay
+together at every depth, values with many rows are cut by the rest of their arguments, and equal arguments meet. Without
+a sample the exchange hashes the first cell of the prompt. (A range exchange of Spark's would run what stands below it
+twice: CONTRACTS.md 7.) The number of partitions is fixed, which keeps adaptive execution from merging them, and comes
+from the time that an engine needs. Arguments that are computed are computed once, below.
 
 It keeps out where the order of rows can be seen (order_seen.py), and makes no exchange where the user chose the
 partitions, where there is one partition and little work, or where rows share nothing.
@@ -27,6 +28,7 @@ import msgspec
 from spark_llm.call import CallSpec, RowPlan
 from spark_llm.optimizer.catalyst.bridge import Catalyst, Expression, Node
 from spark_llm.optimizer.catalyst.context import Context
+from spark_llm.optimizer.reorder.ranges import SLOT_BYTES
 from spark_llm.optimizer.rules.calls import Call, calls_of, rewrite_below, with_spec
 from spark_llm.optimizer.rules.order_seen import has_order, has_partitions, sees_order
 from spark_llm.optimizer.rules.partitioning import Partitioning, partitioning
@@ -87,9 +89,10 @@ def _placed(node: Node, calls: list[Call], keys: list[Expression], parts: Partit
         return next((a.toAttribute() for key, a in computed if key.semanticEquals(argument)), argument)
 
     columns = [column(key) for key in keys]
+    hashed = columns[:1]
     if parts.table is not None:
         key = catalyst.named(catalyst.expressions.Literal.create(None, catalyst.types.BinaryType), "_llm_place")
-        place = context.place(parts.table)
+        place = context.place(parts.table, parts.cuts, parts.count)
         udf = catalyst.expressions.PythonUDF(
             "llm_place",
             place.func(),
@@ -103,9 +106,10 @@ def _placed(node: Node, calls: list[Call], keys: list[Expression], parts: Partit
         child = catalyst.plans.ArrowEvalPython(
             catalyst.seq([udf]), catalyst.seq([attribute]), child, place.pythonEvalType()
         )
-        columns = [attribute]
+        # The function knows fields only; and its first bytes are those that the exchange hashes.
+        columns = [attribute, *(column(call.prompt) for call in calls if not call.has_constant_prompt)]
+        hashed = [catalyst.expressions.Substring(attribute, catalyst.number(1), catalyst.number(SLOT_BYTES))]
     if parts.count:
-        hashed = parts.expressions(columns, catalyst)
         child = catalyst.repartition(hashed, child, parts.count)
     child = catalyst.plans.Sort(catalyst.seq(map(catalyst.ascending, columns)), False, child, catalyst.none)
     rows = RowPlan(order_why=parts.why, is_sorted=True, partitions=parts.count)

@@ -56,10 +56,10 @@ class Planner:
                 self._functions[key] = jvm_udf(self._make(application, tables)).func()
             return self._functions[key]
 
-        def place(table: bytes) -> Jvm:
-            key = (application, table)
+        def place(table: bytes, cuts: bytes, count: int) -> Jvm:
+            key = (application, table, cuts, count)
             if key not in self._functions:
-                self._functions[key] = jvm_udf(placing.make_place_udf(table))
+                self._functions[key] = jvm_udf(placing.make_place_udf(table, cuts, count))
             return self._functions[key]
 
         return Context(
