@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import os
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from spark_llm.config_kinds import BOOLEAN, SIZE, TEXT, TIME, Entry, Kind, choice, integer
+from spark_llm.cores import executor_cores, usable_cores
 from spark_llm.errors import LlmError
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ class LlmConf:
 
         Raises LlmError LLM_UNKNOWN_CONFIG (with the nearest key) or LLM_INVALID_CONFIG.
         """
-        values: dict[str, Any] = {"task_cores": _executor_cores(settings)}
+        values: dict[str, Any] = {"task_cores": executor_cores(settings)}
         for key, text in settings.items():
             if key.startswith(PREFIX):
                 entry = entries().get(key) or _unknown(key)
@@ -240,7 +240,7 @@ class LlmConf:
             max_running_rows=self.max_running_rows,
             page_size=self.page_size,
             context_length=self.context_length,
-            threads=self.threads or max(1, min(self.task_cores or _usable_cores(), _usable_cores())),
+            threads=self.threads or max(1, min(self.task_cores or usable_cores(), usable_cores())),
             idle_timeout=self.idle_timeout,
             check_invariants=self.check_invariants,
         )
@@ -307,24 +307,3 @@ def _unknown(name: str) -> Entry:
     known = [_names(key)[style] for key in entries()]
     suggestion = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
     raise LlmError("LLM_UNKNOWN_CONFIG", key=name, suggestion=suggestion)
-
-
-def _executor_cores(settings: Mapping[str, str]) -> int:
-    """Cores of one executor as Spark's settings tell them; 0 where they mean all cores of the machine."""
-    master = settings.get("spark.master", "")
-    if match := re.fullmatch(r"local\[([0-9]+)(?:,.*)?\]", master):
-        return int(match[1])
-    if match := re.fullmatch(r"local-cluster\[\s*\d+\s*,\s*(\d+)\s*,\s*\d+\s*\]", master):
-        return int(match[1])
-    if master == "local":
-        return 1
-    if (cores := settings.get("spark.executor.cores", "")).isdigit():
-        return int(cores)
-    # A standalone or local[*] executor takes the whole machine; YARN and Kubernetes give it one core.
-    return 0 if not master or master.startswith(("local[", "spark://")) else 1
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
