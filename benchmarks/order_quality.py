@@ -66,7 +66,8 @@ QUESTIONS = (
         "products",
         "sentence",
         "whole_review",
-        "SELECT sentence AS first, body AS second, s.score > 0 AS gold, s.review_id * 1000 + sentence_no AS id, s.review_id AS whole "
+        "SELECT sentence AS first, body AS second, s.score > 0 AS gold, s.review_id * 1000 + sentence_no AS id, "
+        "s.review_id AS whole "
         "FROM review_sentences s JOIN product_reviews r USING (review_id) WHERE abs(s.score) > 1",
     ),
 )
@@ -90,12 +91,10 @@ def measure(rows: int, say: Callable[[str], None]) -> list[Quality]:
     found = []
     for question in QUESTIONS:
         datasets.register(spark, question.dataset)
-        sampled = spark.sql(
-            f"SELECT first, second, gold, id FROM ({question.rows}) ORDER BY xxhash64(whole, 7), id LIMIT {rows}"
-        ).collect()
-        spark.createDataFrame(sampled, "first STRING, second STRING, gold BOOLEAN, id BIGINT").createOrReplaceTempView(
-            "sampled"
-        )
+        chosen = f"SELECT first, second, gold, id FROM ({question.rows}) ORDER BY xxhash64(whole, 7), id LIMIT {rows}"
+        sampled = spark.sql(chosen).collect()
+        table = spark.createDataFrame(sampled, "first STRING, second STRING, gold BOOLEAN, id BIGINT")
+        table.createOrReplaceTempView("sampled")
         gold = {row.id: row.gold for row in sampled}
         written: dict[int, str | None] = {}
         for order in ("written", "rules", "turned"):
