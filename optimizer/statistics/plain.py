@@ -51,7 +51,7 @@ def plain_input(node: Node, needed: list[Expression], max_bytes: int, catalyst: 
     """
     plan = _without_calls(node, catalyst)
     if plan is None or any(not catalyst.has_input(argument, plan) for argument in needed):
-        return Plain(None, "the call asks about an answer of another call")
+        return Plain(None, "a field comes from a Python function or another call")
     refusal = None
     if catalyst.has_udf(plan):
         refusal = "there is a UDF below the call"
