@@ -16,7 +16,6 @@ from pyspark.sql import SparkSession
 from pyspark.sql.functions import pandas_udf
 
 import spark_llm
-from spark_llm import report
 from spark_llm.functions.registry import Registry
 
 # The modules beside this one; workers cannot import them, so what they have is pickled by value.
@@ -73,9 +72,13 @@ def echo(spark: SparkSession, fake_echo_udf: Any) -> Iterator[SparkSession]:
 
 @pytest.fixture
 def model(spark: SparkSession, tmp_path: Path) -> Iterator[fake_counting.FakeModel]:
-    """A fresh session with llm() enabled over the real UDF and a fake engine, which writes down every call."""
-    folder = tmp_path / "calls"
-    folder.mkdir()
-    sink = report.install(spark).sink
-    with Registry.of(spark).using(spark, lambda tables: fake_counting.fake_counting_udf(sink, tables, str(folder))):
-        yield fake_counting.FakeModel(spark_llm.enable(spark.newSession()), folder)
+    """A fresh session over the real UDF and a fake model, which answers with hashes and writes down every call."""
+    with fake_counting.fake_model(spark, tmp_path, reads_order=True) as found:
+        yield found
+
+
+@pytest.fixture
+def unordered_model(spark: SparkSession, tmp_path: Path) -> Iterator[fake_counting.FakeModel]:
+    """As ``model``, but the order of a prompt's lines is nothing to it."""
+    with fake_counting.fake_model(spark, tmp_path, reads_order=False) as found:
+        yield found

@@ -6,10 +6,12 @@ nothing: the engine's folding of equal requests of a query is counted afterwards
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,10 @@ import pyarrow as pa
 from fake_engine import FakeStream, answers, fake_udf
 from pyspark.sql import SparkSession
 
+import spark_llm
+from spark_llm import report
 from spark_llm.engine.service.protocol import StreamOpen
+from spark_llm.functions.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,9 @@ class FakeModel:
 class FakeCountingStream(FakeStream):
     """Answers all that waits, the newest first, with hashes."""
 
-    def __init__(self, header: StreamOpen, folder: str) -> None:
+    def __init__(self, header: StreamOpen, folder: str, reads_order: bool) -> None:
         super().__init__()
+        self._reads_order = reads_order
         self._header = header
         self._name = uuid.uuid4().hex
         self._file = Path(folder) / self._name
@@ -104,7 +110,9 @@ class FakeCountingStream(FakeStream):
                     "later_calls": self._header.later_calls,
                 }
                 file.write(json.dumps(row) + "\n")
-                self.waiting.append((number, json.dumps([seed, "".join(segments)])))
+                # The seed of a row depends on the order policy, too.
+                read = [seed, "".join(segments)] if self._reads_order else sorted(segments)
+                self.waiting.append((number, json.dumps(read)))
 
     def receive(self) -> pa.RecordBatch:
         assert self.waiting
@@ -113,14 +121,27 @@ class FakeCountingStream(FakeStream):
 
 
 class FakeCountingClient:
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, reads_order: bool) -> None:
         self._folder = folder
+        self._reads_order = reads_order
 
     def stream(self, header: StreamOpen) -> FakeCountingStream:
         assert header.query
-        return FakeCountingStream(header, self._folder)
+        return FakeCountingStream(header, self._folder, self._reads_order)
 
 
-def fake_counting_udf(sink: Any, tables: Mapping[str, bytes], folder: str) -> Any:
-    """The real UDF over this model, which writes its calls into ``folder``."""
-    return fake_udf(sink, tables, lambda: FakeCountingClient(folder))
+def fake_counting_udf(sink: Any, tables: Mapping[str, bytes], folder: str, reads_order: bool) -> Any:
+    """The real UDF over this model, which writes its calls into ``folder``.
+
+    reads_order: answers depend on the seed and on the order of a prompt's lines; else only on which ones there are.
+    """
+    return fake_udf(sink, tables, lambda: FakeCountingClient(folder, reads_order))
+
+
+@contextlib.contextmanager
+def fake_model(spark: SparkSession, folder: Path, reads_order: bool) -> Iterator[FakeModel]:
+    """A fresh session whose llm() asks this model."""
+    sink = report.install(spark).sink
+    make = functools.partial(fake_counting_udf, sink, folder=str(folder), reads_order=reads_order)
+    with Registry.of(spark).using(spark, make):
+        yield FakeModel(spark_llm.enable(spark.newSession()), folder)
