@@ -47,6 +47,24 @@ def test_rows_are_placed_by_the_first_key_and_sorted_by_all(t: SparkSession) -> 
     assert_idempotent(df)
 
 
+def test_with_statistics_rows_go_to_ranges_of_equal_work(t: SparkSession) -> None:
+    df = t.sql("SELECT id, llm('p', n => id % 3, text => concat('t', id % 9)) AS a FROM range(0, 200, 1, 3)")
+    assert text(df) == golden(
+        """
+        Project [id, pythonUDF0 AS a]
+        +- Project [id, pythonUDF0]
+           +- ArrowEvalPython [llm(spec, p, _llm0, _llm1)], [pythonUDF0], 204
+              +- Sort [_llm_place ASC NULLS FIRST], false
+                 +- RepartitionByExpression [substring(_llm_place, 1, 4)], 2
+                    +- ArrowEvalPython [llm_place(_llm0, _llm1)], [_llm_place], 204
+                       +- Project [id, cast((id % 3) as string) AS _llm0, concat(t, cast((id % 9) as string)) AS _llm1]
+                          +- Range (0, 200, step=1, splits=Some(3))
+        """
+    )
+    assert rows(df)[0].order_why == "sorted in 2 ranges of equal work"
+    assert_idempotent(df)
+
+
 def test_constants_are_no_keys_and_columns_need_no_project(t: SparkSession) -> None:
     df = t.sql("SELECT llm('p', kind => 'film', info) AS a FROM t")
     assert text(df) == golden(
