@@ -51,8 +51,9 @@ class AnswerSettings:
 
     call: what a row's answer depends on beside its arguments (``CallSpec.canonical``). window_rows: rows rendered and
     sent together. windows_in_flight: how many windows' rows may wait for the engine. fold: equal rows share a call.
-    seed: of sampled calls that are to repeat. fail: a row that cannot be answered fails the query instead of being
-    NULL. order: the field order of each row, None as written. instruction_last: the fields stand before the prompt.
+    seed: of sampled calls that are to repeat; drawn: what a row's draws depend on beside it (``CallSpec.drawn``).
+    fail: a row that cannot be answered fails the query instead of being NULL. order: the field order of each row, None
+    as written. instruction_last: the fields stand before the prompt.
     """
 
     fields: Sequence[FieldSpec]
@@ -61,6 +62,7 @@ class AnswerSettings:
     fold: bool
     call: bytes = b""
     seed: int | None = None
+    drawn: bytes = b""
     fail: bool = False
     order: OrderTable | None = None
     instruction_last: bool = False
@@ -171,7 +173,7 @@ class Answering:
     def _keys(self, columns: list[pa.Array], rows: Ints) -> Answers:
         """The canonical arguments of ``rows``, where they matter: bytes, else None."""
         keys = np.full(len(rows), None, np.object_)
-        if (self._settings.fold or self._settings.seed is not None) and len(rows):
+        if self._settings.fold and len(rows):
             keys[:] = row_keys([column.take(pa.array(rows)) for column in columns], self._settings.call)
         return keys
 
@@ -211,13 +213,12 @@ class Answering:
             orders = settings.order.orders(np.stack([hash_values(column) for column in columns[1:]], axis=1))
         rendered = render(columns[0], columns[1:], settings.fields, orders, settings.instruction_last)
         order = prefix_order(rendered.codes)
-        asked = keys[order].tolist()
         batch = request_batch(
             rendered,
             order,
             self._next_id,
-            keys=asked if settings.fold else None,
-            seeds=None if settings.seed is None else [row_seed(settings.seed, key) for key in asked],
+            keys=keys[order].tolist() if settings.fold else None,
+            seeds=self._seeds(columns, order),
         )
         calls = [window.calls[number] for number in numbers[order]]
         self._asked.update(enumerate(calls, self._next_id))
@@ -227,6 +228,14 @@ class Answering:
         if not self.counts.first_sent:
             self.counts.first_sent = time.time()
         self._stream.send(batch)
+
+    def _seeds(self, columns: list[pa.Array], order: Ints) -> list[int] | None:
+        """For draws that repeat, the seed of each row, in this order."""
+        seed = self._settings.seed
+        if seed is None:
+            return None
+        keys = row_keys(columns, self._settings.drawn)
+        return [row_seed(seed, keys[row]) for row in order.tolist()]
 
     def _receive(self) -> None:
         assert self._stream is not None

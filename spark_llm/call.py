@@ -91,3 +91,7 @@ class CallSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         prompt = self.prompt or PromptPlan()
         policy = PromptPlan(fields=prompt.fields, table=prompt.table, instruction_last=prompt.instruction_last)
         return msgspec.json.encode(msgspec.structs.replace(self, prompt=policy, rows=None, order=None))
+
+    def drawn(self) -> bytes:
+        """The same without the order policy: what, beside a row's arguments, the seed of its draws depends on."""
+        return msgspec.json.encode(msgspec.structs.replace(self, prompt=None, rows=None, order=None))

@@ -131,7 +131,8 @@ class LlmConf:
         BOOLEAN,
         "true",
         "Let the rules run a Spark job for statistics of a call's input where the catalog has none: counts of rows and "
-        "distinct values, and hashes of at most 20,000 rows. Never for EXPLAIN, once for each input.",
+        "distinct values, hashes and lengths of a sample, beginnings of a few texts. Never for EXPLAIN, once for each "
+        "input.",
     )
     statistics_max_size: int = _key(
         "optimizer.statistics.maxSize",

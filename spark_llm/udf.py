@@ -105,6 +105,7 @@ def answer_settings(spec: CallSpec, conf: LlmConf, tables: Mapping[str, bytes]) 
         windows_in_flight=conf.windows_in_flight,
         fold=spec.rows is not None and spec.rows.fold and spec.is_repeatable,
         seed=spec.seed if spec.temperature else None,
+        drawn=spec.drawn(),
         fail=conf.on_error == "fail",
         order=order_table(plan, tables),
         instruction_last=plan.instruction_last,

@@ -19,6 +19,7 @@ from spark_llm.engine.request import Hints
 if TYPE_CHECKING:
     from spark_llm.engine.cache.radix import Node
 
+_MOST_STALE = 16  # marks of a node before those of queries that are over are looked for
 _PATIENCE = 2  # times the age at which marks are due
 
 
@@ -123,6 +124,8 @@ class LaterCalls:
     def _leave(self, node: Node, query: Query, level: int) -> None:
         if node.marks is None:
             node.marks = {}
+        elif len(node.marks) > _MOST_STALE:  # of a prefix that every query uses, and that is never evicted
+            node.marks = {key: mark for key, mark in node.marks.items() if not key[0].over}
         mark = node.marks.get((query, level))
         if mark is None:
             node.marks[query, level] = Mark(1, next(self._order), query.now)

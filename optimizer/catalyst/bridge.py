@@ -155,6 +155,10 @@ class Catalyst:
         """Is the expression a column of the node below?"""
         return bool(self.is_a(expression, "org.apache.spark.sql.catalyst.expressions.Attribute"))
 
+    def numbered(self, expressions: Iterable[Expression]) -> list[int]:
+        """For each expression the number of the first one that equals it, -1 for constants."""
+        return [int(number) for number in str(self._questions.numbered(self.seq(expressions))).split()]
+
     def named(self, expression: Expression, name: str) -> Expression:
         """``expression AS name``, to be put into a Project; its ``toAttribute()`` refers to it."""
         identity = module(self.expressions, "NamedExpression").newExprId()
@@ -192,6 +196,10 @@ class Catalyst:
     def is_file_relation(self, leaf: Node) -> bool:
         return bool(self._questions.isFileRelation(leaf))
 
+    def is_filled_cache(self, leaf: Node) -> bool:
+        """Is the leaf a cached table whose rows are there, and need not be computed by a user's function again?"""
+        return bool(self._questions.isFilledCache(leaf))
+
     def is_local_rdd(self, leaf: Node) -> bool:
         """Is the leaf an RDD of rows that the driver handed out (``createDataFrame(list)``)?"""
         return bool(self._questions.isLocalRdd(leaf))
@@ -199,6 +207,10 @@ class Catalyst:
     def has_equality(self, join: Node) -> bool:
         """Does the join compare a column of one side with one of the other?"""
         return bool(self._questions.hasEquality(join))
+
+    def only_drops_nulls(self, node: Node) -> bool:
+        """Is the Filter's condition nothing but IS NOT NULL of columns?"""
+        return bool(self._questions.onlyDropsNulls(node))
 
     def equal_columns(self, join: Node) -> list[tuple[int, int]]:
         """The expression ids of columns that the join's condition says are equal, in pairs."""

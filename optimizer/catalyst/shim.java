@@ -13,10 +13,12 @@ import org.apache.spark.sql.catalyst.expressions.And;
 import org.apache.spark.sql.catalyst.expressions.Attribute;
 import org.apache.spark.sql.catalyst.expressions.EqualTo;
 import org.apache.spark.sql.catalyst.expressions.Expression;
+import org.apache.spark.sql.catalyst.expressions.IsNotNull;
 import org.apache.spark.sql.catalyst.expressions.Literal;
 import org.apache.spark.sql.catalyst.expressions.PythonUDF;
 import org.apache.spark.sql.catalyst.expressions.aggregate.AggregateFunction;
 import org.apache.spark.sql.catalyst.plans.logical.ArrowEvalPython;
+import org.apache.spark.sql.catalyst.plans.logical.Filter;
 import org.apache.spark.sql.catalyst.plans.logical.Join;
 import org.apache.spark.sql.catalyst.plans.logical.LogicalPlan;
 import org.apache.spark.sql.catalyst.plans.logical.Project;
@@ -24,6 +26,7 @@ import org.apache.spark.sql.catalyst.trees.TreeNode;
 import org.apache.spark.sql.catalyst.trees.TreePattern;
 import org.apache.spark.sql.classic.SparkSession;
 import org.apache.spark.sql.execution.LogicalRDD;
+import org.apache.spark.sql.execution.columnar.InMemoryRelation;
 import org.apache.spark.sql.execution.datasources.HadoopFsRelation;
 import org.apache.spark.sql.execution.datasources.LogicalRelation;
 import org.apache.spark.sql.types.DataTypes;
@@ -119,6 +122,14 @@ public final class Plans {
     return plan instanceof LogicalRelation && ((LogicalRelation) plan).relation() instanceof HadoopFsRelation;
   }
 
+  /** Is the leaf a cached table whose rows are there, to be read and not to be computed by a user's function again? */
+  public boolean isFilledCache(LogicalPlan plan) {
+    if (!(plan instanceof InMemoryRelation)) return false;
+    InMemoryRelation cached = (InMemoryRelation) plan;
+    if (!cached.cacheBuilder().isCachedColumnBuffersLoaded()) return false;
+    return cached.cacheBuilder().storageLevel().useDisk() || !hasUdf(cached.cacheBuilder().logicalPlan());
+  }
+
   /** Does the leaf's RDD hold rows that the driver handed out? Python may have converted them, but made nothing anew. */
   public boolean isLocalRdd(LogicalPlan plan) {
     return plan instanceof LogicalRDD && isLocal(((LogicalRDD) plan).rdd());
@@ -159,6 +170,19 @@ public final class Plans {
     Expression one = (Expression) children.next();
     Expression other = (Expression) children.next();
     return (hasInput(one, left) && hasInput(other, right)) || (hasInput(one, right) && hasInput(other, left));
+  }
+
+  public boolean onlyDropsNulls(LogicalPlan plan) {
+    return plan instanceof Filter && onlyNotNull(((Filter) plan).condition());
+  }
+
+  private boolean onlyNotNull(Expression condition) {
+    if (!(condition instanceof And)) return condition instanceof IsNotNull;
+    Iterator children = condition.children().iterator();
+    while (children.hasNext()) {
+      if (!onlyNotNull((Expression) children.next())) return false;
+    }
+    return true;
   }
 
   /** The expression ids of the columns that a join's condition says are equal: "3=7 4=9". */
@@ -221,6 +245,23 @@ public final class Plans {
     }
     if (!isChanged) return expression;
     return (Expression) expression.withNewChildren(CollectionConverters.asScala(children).toIndexedSeq());
+  }
+
+  /** For each expression the number of the first that is equal to it, -1 for constants: "0 1 0 -1". */
+  public String numbered(scala.collection.immutable.Seq expressions) {
+    java.util.HashMap known = new java.util.HashMap();
+    StringBuilder numbers = new StringBuilder();
+    for (int i = 0; i < expressions.size(); i++) {
+      Expression expression = (Expression) expressions.apply(i);
+      Object number = Integer.valueOf(-1);
+      if (!expression.foldable()) {
+        Object canonical = expression.deterministic() ? (Object) expression.canonicalized() : (Object) Integer.valueOf(i);
+        if (!known.containsKey(canonical)) known.put(canonical, Integer.valueOf(i));
+        number = known.get(canonical);
+      }
+      numbers.append(number).append(' ');
+    }
+    return numbers.toString();
   }
 
   /** A BIGINT literal: small numbers of Python arrive as Integer. */

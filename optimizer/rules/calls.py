@@ -74,6 +74,14 @@ def all_calls(plan: Node, catalyst: Catalyst) -> Iterator[Call]:
         yield from calls_of(plan)
 
 
+def decided_calls(plan: Node, catalyst: Catalyst) -> list[Call]:
+    """Calls that the prompt rules have seen before this plan: those of its subqueries, which Spark optimizes first."""
+    found = [call for call in all_calls(plan, catalyst) if call.spec.prompt is not None]
+    for subquery in items(plan.subqueriesAll()):
+        found += [call for call in all_calls(subquery, catalyst) if call.spec.prompt is not None]
+    return found
+
+
 def rewrite(plan: Node, catalyst: Catalyst, change: Callable[[Node], Node]) -> Node:
     """``plan`` with ``change`` made to each node that evaluates calls, children first."""
     if not catalyst.holds_call(plan):

@@ -15,6 +15,7 @@ from spark_llm.optimizer.rules.calls import Call
 from spark_llm.optimizer.statistics import InputStatistics
 
 ENGINE_SECONDS = 60.0  # of work in a partition: what a lost task loses
+_MOST_PARTITIONS = 10_000
 _FEW_ROWS = 8
 _UNIQUE = 0.98  # distinct values a row from which nothing is expected to meet
 
@@ -114,6 +115,6 @@ def _count(known: InputStatistics, work: float | None, context: Context) -> int:
     if context.partitions:
         return context.partitions
     if known.rows is None or work is None:
-        return max(context.slots, known.partitions or int(context.session.sessionState().conf().numShufflePartitions()))
-    needed = math.ceil(work / (context.tokens_per_second * ENGINE_SECONDS))
+        return max(context.slots, known.partitions or 0)
+    needed = min(_MOST_PARTITIONS, math.ceil(work / (context.tokens_per_second * ENGINE_SECONDS)))
     return max(1, min(max(context.slots, needed), known.rows // 4))

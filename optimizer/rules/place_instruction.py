@@ -25,7 +25,7 @@ from spark_llm.call import CallSpec, PromptPlan
 from spark_llm.optimizer.catalyst.bridge import Node
 from spark_llm.optimizer.catalyst.context import Context
 from spark_llm.optimizer.reorder.counts import order_by_counts
-from spark_llm.optimizer.rules.calls import Call, all_calls, change_specs, no_function
+from spark_llm.optimizer.rules.calls import Call, all_calls, change_specs, decided_calls, no_function
 from spark_llm.optimizer.statistics import ColumnCounts, InputStatistics
 
 
@@ -37,8 +37,10 @@ def place_instruction(plan: Node, context: Context) -> Node:
     if not calls:
         return plan
     decided: list[tuple[Call, PromptPlan]] = []
+    before = [call for call in decided_calls(plan, context.catalyst) if not _is_open(call)]
     for namesakes in _grouped(calls, _have_one_frame):
-        for group, (last, why) in _decisions(namesakes, context):
+        known = next((call.spec.prompt for call in before if _have_one_frame(call, namesakes[0])), None)
+        for group, (last, why) in _decisions(namesakes, known, context):
             asked = _distinct(group)
             for call in group:
                 later = sum(asked.index(other) > _position(call, asked) for other in asked) if last else 0
@@ -77,9 +79,14 @@ def _have_one_frame(one: Call, other: Call) -> bool:
     return frames[0] == frames[1]
 
 
-def _decisions(namesakes: list[Call], context: Context) -> list[tuple[list[Call], tuple[bool, str]]]:
+def _decisions(
+    namesakes: list[Call], known: PromptPlan | None, context: Context
+) -> list[tuple[list[Call], tuple[bool, str]]]:
     """The calls by their fields, with what is decided: one thing for all, as equal arguments have equal prompts in a
-    query (CONTRACTS.md 1), whichever rows they come from."""
+    query (CONTRACTS.md 1), whichever rows they come from. known: what is decided already for such calls of a subquery.
+    """
+    if known is not None:
+        return [(namesakes, (known.instruction_last, known.instruction_why))]
     groups = _grouped(namesakes, lambda one, other: one.has_fields_of(other, context.catalyst))
     found = [_decision(_distinct(group), context) for group in groups]
     if any(last for last, _ in found):

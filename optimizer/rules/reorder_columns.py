@@ -27,7 +27,7 @@ from spark_llm.optimizer.catalyst.context import Context
 from spark_llm.optimizer.reorder.counts import order_by_counts
 from spark_llm.optimizer.reorder.order_table import Group, OrderTable
 from spark_llm.optimizer.reorder.plan_order import plan_order
-from spark_llm.optimizer.rules.calls import Call, all_calls, change_specs
+from spark_llm.optimizer.rules.calls import Call, all_calls, change_specs, decided_calls
 from spark_llm.optimizer.statistics import InputStatistics
 from spark_llm.optimizer.statistics.guess import thumb_order
 
@@ -60,7 +60,12 @@ def reorder_columns(plan: Node, context: Context) -> Node:
     if not context.may_change_prompts or plan.isStreaming():
         return plan
     calls = [call for call in all_calls(plan, context.catalyst) if _is_open(call)]
+    if not calls:
+        return plan
     orders: dict[tuple[str, ...], FieldOrder] = {}
+    for call in decided_calls(plan, context.catalyst):
+        if len(call.fields) > 1 and (before := _decided_before(call, context)) is not None:
+            orders.setdefault(_key(call), before)
     for call in calls:
         if _key(call) not in orders:
             orders[_key(call)] = _decide(call, context)
@@ -87,6 +92,18 @@ def _key(call: Call) -> tuple[str, ...]:
     """Calls over fields of the same names share their order, however they list them; unless a name stands twice."""
     names = call.names
     return tuple(sorted(names)) if len(set(names)) == len(names) else names
+
+
+def _decided_before(call: Call, context: Context) -> FieldOrder | None:
+    """What a call's spec says that was decided for its fields; None if nothing was."""
+    prompt = call.spec.prompt
+    if prompt is None or not prompt.fields_why:
+        return None
+    if prompt.table is not None:
+        encoded = context.tables.get(prompt.table)
+        return None if encoded is None else FieldOrder(call.names, OrderTable.decode(encoded), prompt.fields_why)
+    order = prompt.fields or range(len(call.fields))
+    return FieldOrder(call.names, OrderTable.fixed(order), prompt.fields_why)
 
 
 def _layout(call: Call, decided: FieldOrder, context: Context) -> PromptPlan:

@@ -23,6 +23,8 @@ partitions, where there is one partition and little work, or where rows share no
 
 from __future__ import annotations
 
+import dataclasses
+
 import msgspec
 
 from spark_llm.call import CallSpec, RowPlan
@@ -51,9 +53,9 @@ def _reordered(node: Node, context: Context, order_seen: bool) -> Node:
     """``node`` over rows in prompt order, or with the reason why not in its spec."""
     catalyst = context.catalyst
     calls = calls_of(node)
-    keys = _keys(calls)
     if any(call.spec.rows is not None and call.spec.rows.order_why for call in calls):
         return node
+    keys = _keys(calls, catalyst)
     if not keys or not all(key.deterministic() for key in keys):
         return node
     child = node.child()
@@ -81,14 +83,11 @@ def _placed(node: Node, calls: list[Call], keys: list[Expression], parts: Partit
     """The call over an exchange (where ``parts`` has one) and a local sort."""
     catalyst = context.catalyst
     output, child = node.output(), node.child()
-    computed = [(key, catalyst.named(key, f"_llm{i}")) for i, key in enumerate(keys) if not catalyst.is_attribute(key)]
-    if computed:
-        child = catalyst.plans.Project(child.output().concat(catalyst.seq(alias for _, alias in computed)), child)
-
-    def column(argument: Expression) -> Expression:
-        return next((a.toAttribute() for key, a in computed if key.semanticEquals(argument)), argument)
-
-    columns = [column(key) for key in keys]
+    aliases = {i: catalyst.named(key, f"_llm{i}") for i, key in enumerate(keys) if not catalyst.is_attribute(key)}
+    if aliases:
+        child = catalyst.plans.Project(child.output().concat(catalyst.seq(aliases.values())), child)
+    columns = [aliases[i].toAttribute() if i in aliases else key for i, key in enumerate(keys)]
+    calls = _over(calls, keys, columns, catalyst)
     hashed = columns[:1]
     if parts.table is not None:
         key = catalyst.named(catalyst.expressions.Literal.create(None, catalyst.types.BinaryType), "_llm_place")
@@ -97,7 +96,7 @@ def _placed(node: Node, calls: list[Call], keys: list[Expression], parts: Partit
             "llm_place",
             place.func(),
             place.dataType(),
-            catalyst.seq([column(field) for field in calls[0].fields]),
+            catalyst.seq(calls[0].fields),
             place.pythonEvalType(),
             True,
             key.exprId(),
@@ -107,33 +106,37 @@ def _placed(node: Node, calls: list[Call], keys: list[Expression], parts: Partit
             catalyst.seq([udf]), catalyst.seq([attribute]), child, place.pythonEvalType()
         )
         # The function knows fields only; and its first bytes are those that the exchange hashes.
-        columns = [attribute, *(column(call.prompt) for call in calls if not call.has_constant_prompt)]
+        columns = [attribute, *(call.prompt for call in calls if not call.has_constant_prompt)]
         hashed = [catalyst.expressions.Substring(attribute, catalyst.number(1), catalyst.number(SLOT_BYTES))]
     if parts.count:
         child = catalyst.repartition(hashed, child, parts.count)
     child = catalyst.plans.Sort(catalyst.seq(map(catalyst.ascending, columns)), False, child, catalyst.none)
     rows = RowPlan(order_why=parts.why, is_sorted=True, partitions=parts.count)
-    moved = [
-        Call(node, call.udf, call.spec, column(call.prompt), tuple(column(field) for field in call.fields))
-        for call in calls
-    ]
-    udfs = [with_spec(call, _with_rows(call, rows), catalyst) for call in moved]
+    udfs = [with_spec(call, _with_rows(call, rows), catalyst) for call in calls]
     call_node = catalyst.plans.ArrowEvalPython(catalyst.seq(udfs), node.resultAttrs(), child, node.evalType())
-    return catalyst.plans.Project(output, call_node) if computed or parts.table is not None else call_node
+    return catalyst.plans.Project(output, call_node) if aliases or parts.table is not None else call_node
 
 
-def _keys(calls: list[Call]) -> list[Expression]:
+def _over(calls: list[Call], keys: list[Expression], columns: list[Expression], catalyst: Catalyst) -> list[Call]:
+    """The calls with ``columns`` instead of arguments that are equal to ``keys``."""
+    arguments = [argument for call in calls for argument in (call.prompt, *call.fields)]
+    numbers = catalyst.numbered([*keys, *arguments])[len(keys) :]
+    found = iter(columns[n] if n >= 0 else argument for n, argument in zip(numbers, arguments, strict=True))
+    return [
+        dataclasses.replace(call, prompt=next(found), fields=tuple(next(found) for _ in call.fields)) for call in calls
+    ]
+
+
+def _keys(calls: list[Call], catalyst: Catalyst) -> list[Expression]:
     """What the prompts depend on, row by row, in the order in which the first call's prompts have it: each once."""
-    keys: list[Expression] = []
+    arguments: list[Expression] = []
     for call in calls:
         layout = call.spec.prompt
         order = layout.fields if layout is not None and layout.fields else range(len(call.fields))
         fields = [call.fields[number] for number in order]
         is_last = layout is not None and layout.instruction_last
-        for argument in [*fields, call.prompt] if is_last else [call.prompt, *fields]:
-            if not argument.foldable() and not any(key.semanticEquals(argument) for key in keys):
-                keys.append(argument)
-    return keys
+        arguments += [*fields, call.prompt] if is_last else [call.prompt, *fields]
+    return [arguments[i] for i, number in enumerate(catalyst.numbered(arguments)) if number == i]
 
 
 def _is_placed_alike(node: Node, calls: list[Call], catalyst: Catalyst) -> bool:
@@ -149,8 +152,8 @@ def _is_placed_alike(node: Node, calls: list[Call], catalyst: Catalyst) -> bool:
     below = calls_of(node)
     if not all(call.spec.rows is not None and call.spec.rows.is_sorted for call in below):
         return False
-    wanted = [catalyst.traced(key, above) for key in _keys(calls)]
-    theirs = [catalyst.traced(key, node) for key in _keys(below)]
+    wanted = [catalyst.traced(key, above) for key in _keys(calls, catalyst)]
+    theirs = [catalyst.traced(key, node) for key in _keys(below, catalyst)]
     tables = [call.spec.prompt.table if call.spec.prompt is not None else None for call in (calls[0], below[0])]
     return (
         tables[0] == tables[1]

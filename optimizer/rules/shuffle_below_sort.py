@@ -9,13 +9,13 @@ Sort [id ASC], true                                 Sort [id ASC], true
                                                              +- Relation [id, text]
 
 Spark sorts a whole table by ranges that it learns from a first run of what stands below: 80 calls for 40 rows. With an
-exchange between, the first run reads the exchange's files. It keeps out where something between sort and call
-shuffles anyway, and of ORDER BY ... LIMIT, which needs no ranges.
+exchange between, the first run reads the exchange's files. The same for ``repartitionByRange()``. It keeps out where
+something between sort and call shuffles anyway, and of ORDER BY ... LIMIT, which needs no ranges.
 """
 
 from __future__ import annotations
 
-from spark_llm.optimizer.catalyst.bridge import Catalyst, Node, items
+from spark_llm.optimizer.catalyst.bridge import Catalyst, Expression, Node, items
 from spark_llm.optimizer.catalyst.context import Context
 
 # Nodes whose input comes over an exchange of its own.
@@ -45,12 +45,20 @@ def _rewrite(node: Node, catalyst: Catalyst, is_limited: bool) -> Node:
     below = name in _LIMITS or (is_limited and name == "Project")
     children = items(node.children())
     changed = [_rewrite(child, catalyst, below) for child in children]
-    if name == "Sort" and getattr(node, "global")() and not is_limited and _runs_calls(changed[0], catalyst):
-        keys = [order.child() for order in items(node.order())]
+    if not is_limited and (keys := _range_keys(node)) and _runs_calls(changed[0], catalyst):
         return catalyst.with_children(node, [catalyst.repartition(keys, changed[0])])
     if any(new is not old for new, old in zip(changed, children, strict=True)):
         node = catalyst.with_children(node, changed)
     return node
+
+
+def _range_keys(node: Node) -> list[Expression]:
+    """What Spark makes ranges of for ``node``, a global sort or a ``repartitionByRange()``; of others nothing."""
+    if node.nodeName() == "Sort" and getattr(node, "global")():
+        return [order.child() for order in items(node.order())]
+    if node.nodeName() == "RepartitionByExpression":
+        return [key.child() for key in items(node.partitionExpressions()) if key.nodeName() == "SortOrder"]
+    return []
 
 
 def _runs_calls(node: Node, catalyst: Catalyst) -> bool:

@@ -9,6 +9,7 @@ from spark_llm.optimizer.catalyst.bridge import Catalyst, Expression, Jvm, Node,
 from spark_llm.optimizer.statistics.plain import leaves
 from spark_llm.optimizer.statistics.values import ColumnCounts
 
+_SAME_ROWS = {"Project", "Repartition", "RepartitionByExpression", "ResolvedHint", "Sort", "SubqueryAlias"}
 _BYTES_PER_TOKEN = 4.0  # English; digits are tokens of their own in many vocabularies
 
 
@@ -28,15 +29,32 @@ def catalog_statistics(
 ) -> tuple[int | None, list[ColumnCounts]]:
     """Rows of the largest table below, and counts of each argument by the column that it is made of.
 
-    labels: tokens of each rendered cell beside its value. What the catalog does not know is None; the number of the
-    table is always given, where an argument is made of columns of one.
+    labels: tokens of each rendered cell beside its value. What the catalog does not know is None, and so are the rows
+    where anything between may drop or add some. The number of the table is always given, where an argument is made of
+    columns of one.
     """
     tables = [_table(number, leaf) for number, leaf in enumerate(leaves(plan))]
     known = [table.rows for table in tables if table.rows is not None]
-    rows = max(known) if len(known) == len(tables) and known else None
+    rows = max(known) if len(known) == len(tables) and known and _keeps_rows(plan, catalyst) else None
     sources = _sources(plan, tables, catalyst)
     counts = [_counts(argument, label, sources, catalyst) for argument, label in zip(arguments, labels, strict=True)]
     return rows, counts
+
+
+def _keeps_rows(plan: Node, catalyst: Catalyst) -> bool:
+    """Are the rows of ``plan`` those of its largest table (as far as a join finds a partner for each)?"""
+    name = str(plan.nodeName())
+    children = items(plan.children())
+    if children and name == "Filter":
+        # Spark puts these below joins by itself.
+        if not catalyst.only_drops_nulls(plan):
+            return False
+    elif children and name == "Join":
+        if not catalyst.has_equality(plan):
+            return False
+    elif children and name not in _SAME_ROWS:
+        return False
+    return all(_keeps_rows(child, catalyst) for child in children)
 
 
 def table_sizes(plan: Node) -> list[int]:

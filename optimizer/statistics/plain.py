@@ -91,7 +91,10 @@ def _without_calls(node: Node, catalyst: Catalyst) -> Node | None:
         return catalyst.plans.Project(catalyst.seq(kept), children[0])
     if name == "Sort":
         return children[0]
-    changed = catalyst.with_children(node, children)
+    plans = [child for child in children if child is not None]
+    if name == "Union" and len({int(child.output().size()) for child in plans}) > 1:
+        return None
+    changed = catalyst.with_children(node, plans)
     return changed if changed.missingInput().isEmpty() else None
 
 
@@ -104,6 +107,8 @@ def _dear_node(plan: Node, catalyst: Catalyst) -> str | None:
             return None if catalyst.is_file_relation(plan) else "a table that is no file"
         if name == "LogicalRDD" and not catalyst.is_local_rdd(plan):
             return "an RDD with Python code"
+        if name == "InMemoryRelation" and not catalyst.is_filled_cache(plan):
+            return "a cached table that is not filled yet"
         return None if name in _LEAVES else name
     if name == "Join" and not catalyst.has_equality(plan) and min(size_of(child) for child in children) > 1 << 16:
         return "a join without an equality"

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 SAMPLE_ROWS = 20_000
-_AT_ONCE = 100_000  # rows that are fetched without being counted before, where the tables below are small
-_SMALL = 16 << 20  # bytes of those tables
+_LEAST_ROWS = 1000  # and no fewer where there are many columns
+_MOST_CELLS = 2_000_000  # of a sample
+_SMALL = 16 << 20  # bytes of tables of which five samples' rows are fetched without being counted before
 _TEXTS = 16  # rows of a partition of which the beginnings of values are tokenised
 _BEGINNING = 400  # characters
 
@@ -76,33 +77,40 @@ def _rows(frame: DataFrame, columns: int, is_small: bool) -> tuple[int, list[int
     """How many rows there are, how many distinct values each column has, and at most SAMPLE_ROWS of the rows."""
     from pyspark.sql import functions as F
 
+    most = max(_LEAST_ROWS, min(SAMPLE_ROWS, _MOST_CELLS // max(1, columns)))
     if is_small:
-        table = frame.limit(_AT_ONCE + 1).toArrow()
-        if (rows := table.num_rows) <= _AT_ONCE:
+        table = _with_few_texts(frame.limit(5 * most + 1), columns).toArrow()
+        if (rows := table.num_rows) <= 5 * most:
             distinct = [len(np.unique(_numbers(table, f"h{i}"))) for i in range(columns)]
-            if rows > SAMPLE_ROWS:
-                table = table.take(np.sort(np.random.default_rng(1).choice(rows, SAMPLE_ROWS, replace=False)))
+            if rows > most:
+                table = table.take(np.sort(np.random.default_rng(1).choice(rows, most, replace=False)))
             return rows, distinct, table
     counts = [F.approx_count_distinct(f"h{i}", 0.02) for i in range(columns)]
     found = frame.agg(F.count(F.lit(1)), *counts).collect()[0]
     rows = int(found[0])
-    sampled = frame.sample(SAMPLE_ROWS / rows, seed=1) if rows > SAMPLE_ROWS else frame
-    return rows, [min(rows, int(count)) for count in found[1:]], sampled.toArrow()
+    sampled = frame.sample(most / rows, seed=1) if rows > most else frame
+    return rows, [min(rows, int(count)) for count in found[1:]], _with_few_texts(sampled, columns).toArrow()
+
+
+def _with_few_texts(frame: DataFrame, columns: int) -> DataFrame:
+    """The texts t<i> of the first rows of each partition, NULL in the others."""
+    from pyspark.sql import functions as F
+
+    # The lower 33 bits number a partition's rows.
+    is_first = F.monotonically_increasing_id().bitwiseAND(F.lit((1 << 33) - 1)) < _TEXTS
+    kept = [F.col(f"{name}{i}") for name in "hn" for i in range(columns)]
+    return frame.select(*kept, *(F.when(is_first, F.col(f"t{i}")).alias(f"t{i}") for i in range(columns)))
 
 
 def _frame(plan: Node, columns: Sequence[Expression], session: Jvm, catalyst: Catalyst) -> DataFrame:
-    """For each column i its values' hash h<i> and bytes n<i>, and of some rows their beginnings t<i>."""
+    """For each column i its values' hash h<i>, bytes n<i> and beginnings t<i>."""
     from pyspark import SparkContext
     from pyspark.sql import SparkSession
 
     make, entries = catalyst.expressions, []
-    # The lower 33 bits number a partition's rows.
-    number = make.BitwiseAnd(make.MonotonicallyIncreasingID(), catalyst.long((1 << 33) - 1))
-    is_first = make.LessThan(number, catalyst.long(_TEXTS))
     for i, column in enumerate(columns):
         size = make.Coalesce(catalyst.seq([make.OctetLength(column), catalyst.number(4)]))
-        text = make.Substring(column, catalyst.number(1), catalyst.number(_BEGINNING))
-        beginning = make.If(is_first, text, catalyst.literal(None))
+        beginning = make.Substring(column, catalyst.number(1), catalyst.number(_BEGINNING))
         hashed = make.XxHash64(catalyst.seq([column]))
         entries += [catalyst.named(e, f"{n}{i}") for e, n in ((hashed, "h"), (size, "n"), (beginning, "t"))]
     project = catalyst.plans.Project(catalyst.seq(entries), plan)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("spark_llm.optimizer")
 
-_REMEMBERED = 64  # input plans
+_REMEMBERED_BYTES = 256 << 20  # of samples
 
 
 class Statistics:
@@ -62,7 +62,9 @@ class Statistics:
             catalyst.seq(catalyst.named(argument, "a") for argument in arguments), plain.plan
         )
         application = context.session.sparkContext().applicationId()
-        key = (application, projected.semanticHash(), call.spec.fields, call.spec.model)
+        # The sizes tell a table that has grown from the one that was counted.
+        sizes = tuple(table_sizes(plain.plan))
+        key = (application, projected.semanticHash(), sizes, call.spec.fields, call.spec.model)
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
@@ -81,14 +83,23 @@ class Statistics:
                 context.session,
                 catalyst,
             )
-        except Exception:  # a job of ours that fails costs the query an order, nothing else
-            logger.warning("The statistics job for %r failed or took too long.", call.label, exc_info=True)
+        except Exception as error:  # a job of ours that fails costs the query an order, nothing else
+            if "spark-llm-statistics" in str(error):  # our own tag: cancelled
+                seconds = context.statistics_timeout
+                logger.warning("The statistics job for %r took over %g s and was cancelled.", call.label, seconds)
+            else:
+                logger.warning("The statistics job for %r failed.", call.label, exc_info=True)
         with self._lock:
             self.jobs += 1
             self._known[key] = found
-            while len(self._known) > _REMEMBERED:
+            while len(self._known) > 1 and sum(map(_bytes, self._known.values())) > _REMEMBERED_BYTES:
                 self._known.popitem(last=False)
         return found
+
+
+def _bytes(found: InputStatistics | None) -> int:
+    arrays = () if found is None else (found.hashes, found.lengths)
+    return 4096 + sum(array.nbytes for array in arrays if array is not None)
 
 
 def _labels(call: Call, context: Context) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
@@ -21,7 +22,7 @@ _TOKENS_PER_SECOND = 1000.0  # of an engine before any was measured
 class Planner:
     """Makes the rules' Context; remembers statistics and order tables between the queries of one JVM.
 
-    make(application, tables): the pandas UDF that answers calls. speed(application): tokens a second of an engine as
+    make(application, tables): the pandas UDF that answers calls. speed(application): tokens a second of all engines as
     measured, None before.
     """
 
@@ -51,16 +52,14 @@ class Planner:
             return token_lengths(model or conf.model)
 
         def function(tables: Mapping[str, bytes]) -> Jvm:
-            key = (application, *sorted(tables))
-            if key not in self._functions:
-                self._functions[key] = jvm_udf(self._make(application, tables)).func()
-            return self._functions[key]
+            return self._functions.made(
+                (application, *sorted(tables)), lambda: jvm_udf(self._make(application, tables)).func()
+            )
 
         def place(table: bytes, cuts: bytes, count: int) -> Jvm:
-            key = (application, table, cuts, count)
-            if key not in self._functions:
-                self._functions[key] = jvm_udf(placing.make_place_udf(table, cuts, count))
-            return self._functions[key]
+            return self._functions.made(
+                (application, table, cuts, count), lambda: jvm_udf(placing.make_place_udf(table, cuts, count))
+            )
 
         return Context(
             catalyst=self._catalyst,
@@ -74,10 +73,15 @@ class Planner:
             function=function,
             place=place,
             tables=self.tables,
-            tokens_per_second=self._speed(application) or _TOKENS_PER_SECOND,
+            tokens_per_second=(self._speed(application) or 0.0) / _engines(spark) or _TOKENS_PER_SECOND,
             slots=int(spark.defaultParallelism()),
             partitions=conf.reorder_rows_partitions,
         )
+
+
+def _engines(spark: Jvm) -> int:
+    """How many executors, with an engine each, the application has; the driver is one of its own block managers."""
+    return 1 if spark.isLocal() else max(1, int(spark.getExecutorMemoryStatus().size()) - 1)
 
 
 def enabled_rules(conf: LlmConf) -> set[str]:
@@ -92,15 +96,22 @@ def jvm_udf(udf: Any) -> Jvm:
 
 
 class _Recent(OrderedDict[Any, Any]):
-    """A dict of the entries that were set or read last."""
+    """A dict of the entries that were set last; threads may share it."""
 
-    def __getitem__(self, key: Any) -> Any:
-        value = super().__getitem__(key)
-        self.move_to_end(key)
-        return value
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.RLock()
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        super().__setitem__(key, value)
-        self.move_to_end(key)
-        while len(self) > _REMEMBERED:
-            self.popitem(last=False)
+        with self._lock:
+            super().__setitem__(key, value)
+            self.move_to_end(key)
+            while len(self) > _REMEMBERED:
+                self.popitem(last=False)
+
+    def made(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The value of ``key``, made if it is not there."""
+        with self._lock:
+            if key not in self:
+                self[key] = make()
+            return self[key]

@@ -177,3 +177,19 @@ def test_rule_of_thumb(t: SparkSession, fields: str, source: str, expected: list
         prompts(df)[0].fields_why
     )
     assert_idempotent(df)
+
+
+def test_a_subquery_and_its_query_give_equal_arguments_one_prompt(unordered_model: FakeModel) -> None:
+    """Spark optimizes subqueries by themselves, and first."""
+    spark = unordered_model.spark
+    rows = "SELECT concat('text ', id % 5, ' ', repeat('long ', 9)) AS a, concat('item ', id) AS b"
+    spark.sql(f"CREATE OR REPLACE TEMP VIEW t AS {rows} FROM range(0, 40, 1, 2)")
+    rows = rows.replace("AS a", "AS c").replace("AS b", "AS a").replace("AS c", "AS b")
+    spark.sql(f"CREATE OR REPLACE TEMP VIEW u AS {rows} FROM range(0, 40, 1, 2)")
+    for query in (
+        "SELECT llm('p', a, b) AS x FROM t WHERE b IN (SELECT b FROM u WHERE llm('p', a, b) <> 'no')",
+        "SELECT llm('p', a, b) AS x, (SELECT max(llm('p', a, b)) FROM u) AS y FROM t",
+    ):
+        found = [prompt.fields for prompt in prompts(spark.sql(query))]
+        assert len(found) == 2
+        assert len(set(found)) == 1

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from fake_counting import FakeModel
 from plans import context, optimized, orders, planner, prompts, settings, spark_jobs
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import pandas_udf, udf
@@ -264,3 +266,33 @@ def test_explain_shows_what_was_counted_for_the_query_before(t: SparkSession) ->
     assert "k, text, id: " in shown[0]
     assert "by 121 rows" in shown[0]
     assert spark_jobs(t) == jobs
+
+
+def test_planning_fills_no_cache_and_asks_no_model(model: FakeModel) -> None:
+    spark = model.spark
+    spark.range(0, 40, 1, 2).selectExpr("id", "concat('text ', id % 7) AS text").createOrReplaceTempView("t")
+    cached = spark.sql("SELECT id, text, llm('p', id, text) AS answer FROM t").cache()
+    try:
+        model.forget()
+        asked = cached.selectExpr("llm('q', answer, text) AS a")
+        assert "not filled yet" in why(asked)
+        assert model.requests() == []
+        cached.count()
+        model.forget()
+        assert "by 40 rows" in why(cached.selectExpr("llm('r', answer, text) AS a"))
+        assert model.requests() == []
+    finally:
+        cached.unpersist()
+
+
+def test_a_table_that_has_grown_is_counted_again(t: SparkSession, tmp_path: Path) -> None:
+    path = str(tmp_path / "grows")
+    t.range(0, 20, 1, 1).selectExpr("id", "'the same' AS text").write.parquet(path)
+    assert "by 20 rows" in why(t.read.parquet(path).selectExpr("llm('p', id, text)"))
+    t.range(20, 500, 1, 1).selectExpr("id", "'the same' AS text").write.mode("append").parquet(path)
+    assert "by 500 rows" in why(t.read.parquet(path).selectExpr("llm('p', id, text)"))
+
+
+def test_the_catalog_does_not_know_what_a_filter_leaves(analysed: SparkSession) -> None:
+    assert "by the catalog" in why(analysed.sql("SELECT llm('p', id, text) FROM analysed"))
+    assert "by 20 rows" in why(analysed.sql("SELECT llm('p', id, text) FROM analysed WHERE id < 20"))
