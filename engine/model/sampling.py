@@ -1,7 +1,9 @@
 """From logits to tokens: greedy, or temperature with top-k and top-p from a seed of the row.
 
-A draw depends on the row's seed and the token's position only (Philox, a counter-based generator), so that
-batch, chunking and preemption do not change it.
+A draw depends on the row's seed and the token's position only (Philox, a counter-based generator), so that batch,
+chunking and preemption do not change it. Each token of the vocabulary gets its own noise, and the greatest sum of
+logit and noise wins (the Gumbel-max trick): what batches change in the last bits of logits hardly ever changes the
+winner, where a place on the cumulated probabilities would be among thousands of borders.
 """
 
 from __future__ import annotations
@@ -30,16 +32,13 @@ def _draw(logits: Tensor, row: Row) -> int:
     if row.request.seed is None:
         row.request.seed = secrets.randbits(63)  # kept: a recomputed row repeats its draws
     scaled = (logits - logits.max()).double() / params.temperature  # at most 0: no temperature overflows it
+    ids = torch.arange(len(scaled))
     if params.top_k or params.top_p < 1:
         scaled, ids = scaled.topk(min(params.top_k or len(scaled), len(scaled)))
-    else:
-        ids = torch.arange(len(scaled))
-    probabilities = scaled.softmax(-1)
-    cumulative = probabilities.cumsum(-1)
     if params.top_p < 1:  # the smallest set of tokens whose probability reaches top_p
-        keep = int(torch.searchsorted(cumulative, params.top_p)) + 1
-        cumulative, ids = cumulative[:keep], ids[:keep]
+        keep = int(torch.searchsorted(scaled.softmax(-1).cumsum(-1), params.top_p)) + 1
+        scaled, ids = scaled[:keep], ids[:keep]
     key = row.request.seed & (2**64 - 1)  # a seed may be negative, a key may not
     generator = np.random.Generator(np.random.Philox(key=key, counter=len(row.output)))
-    at = int(torch.searchsorted(cumulative, float(cumulative[-1]) * generator.random(), right=True))
-    return int(ids[min(at, len(ids) - 1)])
+    noise = torch.from_numpy(generator.gumbel(size=len(logits)))
+    return int(ids[int((scaled + noise[ids]).argmax())])

@@ -8,6 +8,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("server")
 
+_LINGER_SECONDS = 5.0
 _POLL_SECONDS = 0.02  # how long a vanished client may go unnoticed while there is nothing to write
 
 
@@ -67,6 +69,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
             header = _header(descriptor.command)
         except LlmError as error:
             _fail(writer, error)
+            _linger(context)
             return
         stream = Stream(header.query, _scope(header), self._loop.next_id())
         self._loop.open(stream)
@@ -213,6 +216,13 @@ def _fail(writer: flight.MetadataRecordBatchWriter, error: LlmError) -> None:
         writer.write_metadata(msgspec.json.encode(failure))
     except (flight.FlightError, pa.ArrowException, OSError):
         log.info("no client left to tell: %s", error)
+
+
+def _linger(context: flight.ServerCallContext) -> None:
+    """Wait for the client to hang up. One that still writes when the call ends sees a lost engine, not the failure."""
+    deadline = time.monotonic() + _LINGER_SECONDS
+    while not context.is_cancelled() and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
 
 
 def _take(outbox: queue.SimpleQueue[list[Answer]]) -> list[Answer]:

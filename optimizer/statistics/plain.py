@@ -32,6 +32,7 @@ _CHEAP = {
     "SubqueryAlias",
     "Union",
     "Window",
+    "WindowGroupLimit",
     "WithCTE",
 }
 _LEAVES = {"HiveTableRelation", "InMemoryRelation", "LocalRelation", "LogicalRDD", "OneRowRelation", "Range"}
