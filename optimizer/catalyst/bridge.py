@@ -134,10 +134,6 @@ class Catalyst:
         """An INT literal."""
         return self.expressions.Literal.create(value, self.types.IntegerType)
 
-    def long(self, value: int) -> Expression:
-        """A BIGINT literal."""
-        return self._questions.bigint(str(value))
-
     def repartition(self, expressions: Iterable[Expression], child: Node, partitions: int | None = None) -> Node:
         """An exchange of ``child`` by hash of the expressions; a number of partitions that is given stays as it is."""
         count = self.none if partitions is None else self.some(partitions)

@@ -14,7 +14,6 @@ import org.apache.spark.sql.catalyst.expressions.Attribute;
 import org.apache.spark.sql.catalyst.expressions.EqualTo;
 import org.apache.spark.sql.catalyst.expressions.Expression;
 import org.apache.spark.sql.catalyst.expressions.IsNotNull;
-import org.apache.spark.sql.catalyst.expressions.Literal;
 import org.apache.spark.sql.catalyst.expressions.PythonUDF;
 import org.apache.spark.sql.catalyst.expressions.aggregate.AggregateFunction;
 import org.apache.spark.sql.catalyst.plans.logical.ArrowEvalPython;
@@ -29,7 +28,6 @@ import org.apache.spark.sql.execution.LogicalRDD;
 import org.apache.spark.sql.execution.columnar.InMemoryRelation;
 import org.apache.spark.sql.execution.datasources.HadoopFsRelation;
 import org.apache.spark.sql.execution.datasources.LogicalRelation;
-import org.apache.spark.sql.types.DataTypes;
 import org.apache.spark.unsafe.Platform;
 import scala.collection.Iterator;
 import scala.jdk.javaapi.CollectionConverters;
@@ -262,11 +260,6 @@ public final class Plans {
       numbers.append(number).append(' ');
     }
     return numbers.toString();
-  }
-
-  /** A BIGINT literal: small numbers of Python arrive as Integer. */
-  public Expression bigint(String value) {
-    return new Literal(Long.valueOf(value), DataTypes.LongType);
   }
 
   /** The partitions of a leaf that knows them, else -1. */

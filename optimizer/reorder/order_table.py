@@ -40,12 +40,10 @@ class Group(NamedTuple):
 class Placement(NamedTuple):
     """Where rows go in a shuffle.
 
-    ``lead``: uint64 [rows], equal for rows of one top-level group, else for rows whose leading cell is equal: those
-    rows must meet in one task. ``key``: uint64 [rows, at most 16], the rows' leading cells; rows sorted by it have
-    equal leading cells together, at every depth. ``group``: int64 [rows], the top-level group's number, -1 for none.
+    ``key``: uint64 [rows, at most 16], the rows' leading cells; rows sorted by it have equal leading cells together, at
+    every depth. ``group``: int64 [rows], the top-level group's number, -1 for none.
     """
 
-    lead: Hashes
     key: Hashes
     group: Ints
 
@@ -158,8 +156,7 @@ class OrderTable:
         positions = min(self.num_fields, KEY_POSITIONS)
         fields = self._orders[nodes][:, :positions]
         key = mix(np.take_along_axis(hashes, fields, axis=1), fields.astype(np.uint64))
-        lead = key[:, 0] if positions else np.zeros(len(hashes), np.uint64)
-        return Placement(lead, key, self._roots[nodes])
+        return Placement(key, self._roots[nodes])
 
     def nodes(self, hashes: Hashes) -> Ints:
         """The innermost group of each row, int64 [rows]; ``num_groups`` where it has none. Hashes as for ``orders``."""

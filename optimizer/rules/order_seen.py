@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from spark_llm.optimizer.catalyst.bridge import Catalyst, Node
 from spark_llm.optimizer.rules.calls import calls_of
+from spark_llm.optimizer.statistics.partitions import IN_PLACE
 
 # Above the call: nodes whose result is the same bag of rows in whatever order their input comes.
 _BAG_TO_BAG = {
@@ -59,17 +60,7 @@ _ORDERLESS = {
     "VarianceSamp",
 }
 # Below the call: nodes that hand their input's order on.
-_KEEPS_ORDER = _LIMITS | {
-    "ArrowEvalPython",
-    "BatchEvalPython",
-    "Expand",
-    "Filter",
-    "Generate",
-    "Project",
-    "ResolvedHint",
-    "Sample",
-    "SubqueryAlias",
-}
+_KEEPS_ORDER = _LIMITS | IN_PLACE
 _STORED = {"InMemoryRelation", "LogicalRDD"}  # cached or checkpointed rows, with the order that they were stored in
 
 

@@ -6,8 +6,8 @@ import math
 
 from spark_llm.optimizer.catalyst.bridge import Catalyst, Jvm, Node, items
 
-# Nodes that leave rows in their partitions.
-_KEEPS = {
+# Nodes that leave rows in their partitions, and in their order there.
+IN_PLACE = {
     "ArrowEvalPython",
     "BatchEvalPython",
     "Expand",
@@ -23,7 +23,7 @@ _KEEPS = {
 def num_partitions(plan: Node, session: Jvm, catalyst: Catalyst) -> int | None:
     """Partitions of ``plan``; None where it depends on a shuffle, a join or the data."""
     name = str(plan.nodeName())
-    if name in _KEEPS or (name == "Sort" and not getattr(plan, "global")()):
+    if name in IN_PLACE or (name == "Sort" and not getattr(plan, "global")()):
         return num_partitions(plan.child(), session, catalyst)
     if name == "GlobalLimit":
         return 1

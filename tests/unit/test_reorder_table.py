@@ -90,7 +90,6 @@ def test_a_row_is_ordered_alike_in_any_company(table: OrderTable, rows: list[lis
     hashes = hashes_for(table, rows)
     alone = [table.place(hashes[number : number + 1]) for number in range(len(rows))]
     together = table.place(hashes)
-    assert [place.lead[0] for place in alone] == together.lead.tolist()
     assert [place.key[0].tolist() for place in alone] == together.key.tolist()
 
 
@@ -109,7 +108,7 @@ def test_sorting_by_the_key_brings_equal_leading_cells_together_at_every_depth(
         assert len(runs) == len(set(runs))
     for one in range(len(rows)):
         for other in range(one):
-            assert (placement.lead[one] == placement.lead[other]) == (cells[one][0] == cells[other][0])
+            assert (placement.key[one, 0] == placement.key[other, 0]) == (cells[one][0] == cells[other][0])
 
 
 @given(order_tables())
@@ -134,7 +133,6 @@ def test_keys_hold_sixteen_positions() -> None:
     table = OrderTable.fixed(range(40))
     assert table.place(np.zeros((3, 40), np.uint64)).key.shape == (3, 16)
     nothing = OrderTable.fixed([]).place(np.zeros((3, 0), np.uint64))
-    assert nothing.lead.tolist() == [0, 0, 0]
     assert nothing.key.shape == (3, 0)
 
 
