@@ -38,4 +38,4 @@ def test_a_run_reports_both_ways_and_equal_answers(tmp_path: Path) -> None:
     assert (query["same"], query["compared"]) == (12, 12)
     assert "ArrowEvalPython" in done.stdout
     assert "prefix hit rate" in done.stdout
-    assert "rows" in done.stderr  # the progress line
+    assert "llm query" in done.stderr  # the progress line; on a fast machine nothing comes after "waiting"
