@@ -7,11 +7,12 @@ the session's configuration in the task.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 Order = Literal["auto", "as_written"]
+Condition = list[Any]  # on the answers of a group's calls, as spark_llm.condition evaluates it
 
 
 class FieldSpec(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -53,10 +54,23 @@ class RowPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     order_why: str = ""
 
 
-class CallSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The constant part of a call; ``fields`` are in the order of the UDF's columns after the prompt.
+class Budget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one engine may spend on a query; 0: no limit. The rest of its rows fail, or are NULL where ``partial``.
 
-    order: the call's own option; ``as_written`` keeps prompt rules away from it. prompt, rows: set by rules.
+    calls: that the engine computes. length: tokens of their prompts and answers. seconds: since the query's first row.
+    """
+
+    calls: int = 0
+    length: int = 0
+    seconds: float = 0.0
+    partial: bool = False
+
+
+class CallSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The constant part of a call; the UDF's columns are the prompt, then ``fields`` in their order, then the mask.
+
+    masked: there is a mask, a BOOLEAN column: rows where it is not true are NULL and not asked.
+    order: the call's own option; ``as_written`` keeps prompt rules away from it. prompt, rows, budget: set by rules.
     """
 
     fields: tuple[FieldSpec, ...] = ()
@@ -69,8 +83,10 @@ class CallSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seed: int | None = None
     stop: tuple[str, ...] = ()
     order: Order | None = None
+    masked: bool = False
     prompt: PromptPlan | None = None
     rows: RowPlan | None = None
+    budget: Budget | None = None
 
     def encode(self) -> str:
         """The JSON text that stands in the plan; equal specs give equal text."""
@@ -90,8 +106,39 @@ class CallSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """What, beside a row's own arguments, its answer depends on: parameters, template, schema, order policy."""
         prompt = self.prompt or PromptPlan()
         policy = PromptPlan(fields=prompt.fields, table=prompt.table, instruction_last=prompt.instruction_last)
-        return msgspec.json.encode(msgspec.structs.replace(self, prompt=policy, rows=None, order=None))
+        return msgspec.json.encode(_asked(self, policy))
 
     def drawn(self) -> bytes:
         """The same without the order policy: what, beside a row's arguments, the seed of its draws depends on."""
-        return msgspec.json.encode(msgspec.structs.replace(self, prompt=None, rows=None, order=None))
+        return msgspec.json.encode(_asked(self, None))
+
+
+def _asked(spec: CallSpec, prompt: PromptPlan | None) -> CallSpec:
+    """The spec without what changes no answer."""
+    return msgspec.structs.replace(spec, prompt=prompt, rows=None, order=None, masked=False, budget=None)
+
+
+class GroupSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Several calls that one UDF answers, row by row: siblings over the same fields, or the conditions of a filter.
+
+    arguments: for each call the numbers of its columns among those behind the spec: prompt, fields, mask if it has one.
+    conditions: those that the filter above puts on the answers; empty: none is known. A row for which one of them cannot
+    hold any more is dropped there, so that its other calls need not be asked (they are NULL).
+    limit: how many rows of those that meet the conditions the query needs in all, 0: all. node: names the group within
+    its query, for counting them.
+    """
+
+    calls: tuple[CallSpec, ...]
+    arguments: tuple[tuple[int, ...], ...]
+    conditions: tuple[Condition, ...] = ()
+    limit: int = 0
+    node: str = ""
+
+    def encode(self) -> str:
+        """The JSON text that stands in the plan."""
+        return msgspec.json.encode(self).decode()
+
+    @staticmethod
+    def decode(text: str) -> GroupSpec:
+        """The inverse of ``encode``; msgspec.ValidationError for other text."""
+        return msgspec.json.decode(text, type=GroupSpec)

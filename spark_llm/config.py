@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from spark_llm.config_kinds import BOOLEAN, SIZE, TEXT, TIME, Entry, Kind, choice, integer
+from spark_llm.config_kinds import BOOLEAN, OPTIONAL_TEXT, SIZE, TEXT, TIME, Entry, Kind, choice, integer
 from spark_llm.cores import executor_cores, usable_cores
 from spark_llm.errors import LlmError
 
@@ -126,6 +126,54 @@ class LlmConf:
         "true",
         "Put an exchange between a global ORDER BY and the calls below it, which would run twice without one.",
     )
+    mask_conditional_calls: bool = _key(
+        "optimizer.maskConditionalCalls.enabled",
+        BOOLEAN,
+        "true",
+        "Ask only the rows whose answer a CASE, IF, coalesce, AND, OR or FILTER around a call needs.",
+    )
+    semantic_join: bool = _key(
+        "optimizer.semanticJoin.enabled",
+        BOOLEAN,
+        "true",
+        "Run a join on a call's answer as pairs of rows that the join's other conditions leave, and make LEFT, RIGHT, FULL, SEMI and ANTI joins on a call work.",
+    )
+    reuse_answers: bool = _key(
+        "optimizer.reuseAnswers.enabled",
+        BOOLEAN,
+        "true",
+        "Run a call that stands in several places of a query once.",
+    )
+    limit_before_calls: bool = _key(
+        "optimizer.limitBeforeCalls.enabled",
+        BOOLEAN,
+        "true",
+        "Ask only the rows that a LIMIT leaves; where a filter on the answer stands between, in windows that grow until there are enough.",
+    )
+    place_calls_around_joins: bool = _key(
+        "optimizer.placeCallsAroundJoins.enabled",
+        BOOLEAN,
+        "true",
+        "Run a call below a join that repeats its rows, and above one that drops them.",
+    )
+    aggregate_distinct: bool = _key(
+        "optimizer.aggregateDistinct.enabled",
+        BOOLEAN,
+        "true",
+        "Group, count and unite the arguments of a call before it is asked, where only that is done with its answers.",
+    )
+    order_llm_predicates: bool = _key(
+        "optimizer.orderLlmPredicates.enabled",
+        BOOLEAN,
+        "true",
+        "Run several conditions on calls as one, which asks the cheapest per dropped row first and rows that are dropped no more.",
+    )
+    fuse_calls: bool = _key(
+        "optimizer.fuseCalls.enabled",
+        BOOLEAN,
+        "true",
+        "Run several calls over the same fields as one, next to each other for each row.",
+    )
     statistics_enabled: bool = _key(
         "optimizer.statistics.enabled",
         BOOLEAN,
@@ -145,6 +193,74 @@ class LlmConf:
         TIME,
         "10s",
         "A job that takes longer is cancelled, and the rules go by what the plan alone tells.",
+    )
+    cache_enabled: bool = _key(
+        "cache.enabled",
+        BOOLEAN,
+        "true",
+        "Answer rows that an earlier query asked alike from the result cache of the engine.",
+    )
+    cache_path: str = _key(
+        "cache.path",
+        OPTIONAL_TEXT,
+        "",
+        "Folder in which answers are kept for later applications and other engines: a path or URI (file, hdfs, s3, gs ...) "
+        "that all executors reach. Empty: in the memory of each engine only.",
+    )
+    cache_memory: int = _key(
+        "cache.memory",
+        SIZE,
+        "256m",
+        "Memory of an engine's result cache; the answers used least recently go first.",
+    )
+    cache_max_size: int = _key(
+        "cache.maxSize",
+        SIZE,
+        "10g",
+        "Most bytes of files below spark.llm.cache.path; the oldest go first. 0 is no limit.",
+    )
+    cache_cleared: int = _key(
+        "cache.cleared",
+        integer(0),
+        "0",
+        "When spark_llm.clear_cache() was called last, in milliseconds since 1970; answers stored before do not count.",
+    )
+    budget_max_calls: int = _key(
+        "budget.maxCalls",
+        integer(0),
+        "0",
+        "Most calls that one query may make; 0 is no limit.",
+    )
+    budget_max_length: int = _key(
+        "budget.maxLength",
+        integer(0),
+        "0",
+        "Most tokens of prompts and answers, together, that one query may take; 0 is no limit.",
+    )
+    budget_max_time: float = _key(
+        "budget.maxTime",
+        TIME,
+        "0",
+        "Longest time that one query may ask, from its first row on; 0 is no limit.",
+    )
+    budget_on_exceeded: str = _key(
+        "budget.onExceeded",
+        choice("fail", "partial"),
+        "fail",
+        "What happens beyond the budget: `fail` refuses the query, before its first call where the estimate says so; "
+        "`partial` gives NULL for the rest, which the report counts, and a rerun completes it from the result cache.",
+    )
+    join_max_pairs: int = _key(
+        "join.maxPairs",
+        integer(0),
+        "1000000",
+        "Most pairs of rows that a join on a call's answer may ask about; 0 is no limit.",
+    )
+    join_rows_per_prompt: int = _key(
+        "join.rowsPerPrompt",
+        integer(1),
+        "1",
+        "Right rows that one prompt of such a join asks about. More than 1 changes the prompts.",
     )
     dtype: str = _key(
         "engine.dtype",

@@ -79,6 +79,7 @@ def _seconds(text: str) -> float:
 
 
 TEXT = Kind("a text that is not empty", _text)
+OPTIONAL_TEXT = Kind("a text", str)
 BOOLEAN = Kind("true or false", _boolean)
 SIZE = Kind("a whole number of bytes or a size such as 512m or 2g", _size)
 TIME = Kind("a whole number of seconds or a time such as 500ms, 300s or 5m", _seconds)

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from spark_llm.engine.request import SamplingParams
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 REQUEST_SCHEMA = pa.schema(
     [
@@ -45,8 +45,36 @@ ANSWER_SCHEMA = pa.schema(
         pa.field("output_tokens", pa.int64(), nullable=False),
         # True: the answer is that of a request of the query with an equal key; all token counts are 0
         pa.field("folded", pa.bool_(), nullable=False),
+        # True: the answer comes from the result cache, of this query's past or another's; all token counts are 0
+        pa.field("stored", pa.bool_(), nullable=False),
     ]
 )
+
+
+class ResultCache(msgspec.Struct, frozen=True, kw_only=True):
+    """Where answers of earlier queries are looked up, and kept.
+
+    path: a folder on any file system that pyarrow knows, "": in the engine's memory only. memory: bytes that the engine
+    keeps in memory, of all paths. max_size: bytes of the folder, the oldest answers go first; 0: no limit.
+    cleared: seconds since the epoch; answers stored before do not count any more.
+    """
+
+    path: str = ""
+    memory: int = 256 << 20
+    max_size: int = 0
+    cleared: float = 0.0
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine may spend on a query, in all its streams; 0: no limit.
+
+    calls: rows computed. length: tokens of their prompts and answers. seconds: since the query's first row came.
+    Rows beyond it are answered with the error LLM_BUDGET_EXCEEDED.
+    """
+
+    calls: int = 0
+    length: int = 0
+    seconds: float = 0.0
 
 
 class StreamOpen(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +85,9 @@ class StreamOpen(msgspec.Struct, frozen=True, kw_only=True):
     later_calls: how many further calls of the query will ask, later, prompts that begin with the same
     ``shared_segments`` leading segments as these rows (several calls over the same fields). A hint.
     reuse: False bypasses the prefix cache (the naive baseline).
+    cache: the result cache of rows that have a key; None: there is none. budget: None: there is none.
+    limit, node: the query needs ``limit`` rows of those that its filter over this call keeps (0: all); tasks ask for
+    their windows by the action ``window``, which counts hits by query and node.
     """
 
     version: int = PROTOCOL_VERSION
@@ -68,6 +99,32 @@ class StreamOpen(msgspec.Struct, frozen=True, kw_only=True):
     later_calls: int = 0
     shared_segments: int = 0
     reuse: bool = True
+    cache: ResultCache | None = None
+    budget: Budget | None = None
+    limit: int = 0
+    node: str = ""
+
+
+class WindowRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of the action ``window``: rows that a task's last windows held and how many the filter keeps of them."""
+
+    query: str
+    node: str
+    limit: int
+    rows: int = 0
+    hits: int = 0
+
+
+class WindowGrant(msgspec.Struct, frozen=True):
+    """How many rows the task may ask next: 1, 2, 4 ... over all tasks of the query; 0: the limit is reached."""
+
+    rows: int
+
+
+class StreamStop(msgspec.Struct, frozen=True):
+    """Metadata of a message without rows: the limit is reached, and the stream's open rows will not be answered."""
+
+    stop: bool = True
 
 
 class StreamFailure(msgspec.Struct, frozen=True):
