@@ -126,7 +126,8 @@ def counting(spark: SparkSession) -> Any:
 
     sink = report.install(spark).sink
 
-    def make(order_tables: Mapping[str, bytes]) -> Any:
+    def make(order_tables: Mapping[str, bytes], calls: int) -> Any:
+        assert not calls, "these queries have one call each"
         known = dict(order_tables)
 
         def llm(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:
@@ -192,6 +193,7 @@ class CountingStream:
                     "recomputed_tokens": 0,
                     "output_tokens": 1,
                     "folded": False,
+                    "stored": False,
                 }
             )
         self._answers.append(pa.RecordBatch.from_pylist(answers, ANSWER_SCHEMA))

@@ -34,7 +34,7 @@ VARYING_PROMPTS = "(a prompt for each row)"
 Batch = tuple[pd.Series, ...]
 
 
-def make_udf(reports: Reports, tables: Mapping[str, bytes] | None = None) -> Any:
+def make_udf(reports: Reports, tables: Mapping[str, bytes] | None = None, calls: int = 0) -> Any:
     """The UDF for ``reports``' SparkContext: (CallSpec as JSON, prompt, fields ...) STRING -> answer STRING.
 
     tables: the order tables that specs name, encoded; they travel with the function to every task.

@@ -22,14 +22,14 @@ _TOKENS_PER_SECOND = 1000.0  # of an engine before any was measured
 class Planner:
     """Makes the rules' Context; remembers statistics and order tables between the queries of one JVM.
 
-    make(application, tables): the pandas UDF that answers calls. speed(application): tokens a second of all engines as
-    measured, None before.
+    make(application, tables, calls): the pandas UDF that answers a group of so many calls, or one call where that is
+    0. speed(application): tokens a second of all engines as measured, None before.
     """
 
     def __init__(
         self,
         catalyst: Catalyst,
-        make: Callable[[str, Mapping[str, bytes]], Any],
+        make: Callable[[str, Mapping[str, bytes], int], Any],
         speed: Callable[[str], float | None],
     ) -> None:
         self._catalyst = catalyst
@@ -53,7 +53,7 @@ class Planner:
 
         def function(tables: Mapping[str, bytes]) -> Jvm:
             return self._functions.made(
-                (application, *sorted(tables)), lambda: jvm_udf(self._make(application, tables)).func()
+                (application, *sorted(tables)), lambda: jvm_udf(self._make(application, tables, 0)).func()
             )
 
         def place(table: bytes, cuts: bytes, count: int) -> Jvm:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from spark_llm.report import Reports
 
-MakeUdf = Callable[[Mapping[str, bytes]], Any]  # encoded order tables by digest -> the pandas UDF that answers calls
+# (encoded order tables by digest, number of calls) -> the pandas UDF that answers a group of so many calls; 0: one call
+MakeUdf = Callable[[Mapping[str, bytes], int], Any]
 
 logger = logging.getLogger("spark_llm.optimizer")
 
@@ -56,7 +57,9 @@ class Registry:
         self._makers: dict[str, MakeUdf] = {}
         self._reports: dict[str, Reports] = {}
         self.planner = Planner(
-            catalyst, lambda application, tables: self._makers[application](tables), self._tokens_per_second
+            catalyst,
+            lambda application, tables, calls: self._makers[application](tables, calls),
+            self._tokens_per_second,
         )
         self._build = LlmBuilder(catalyst, self._udf_of)
         self._builder = catalyst.builder(self._call)
@@ -76,7 +79,7 @@ class Registry:
             from spark_llm import report, udf
 
             reports = self._reports[application] = report.install(spark)
-            self._use(application, lambda tables: udf.make_udf(reports, tables))
+            self._use(application, lambda tables, calls: udf.make_udf(reports, tables, calls))
         session = spark._jsparkSession
         builtin = self._catalyst.jvm.org.apache.spark.sql.catalyst.analysis.FunctionRegistry.builtin()
         for functions in (builtin, session.sessionState().functionRegistry()):
@@ -85,7 +88,7 @@ class Registry:
 
     @contextlib.contextmanager
     def using(self, spark: SparkSession, make: MakeUdf) -> Iterator[None]:
-        """For tests: let the calls of the session's application run the pandas UDF that ``make(tables)`` makes."""
+        """For tests: let the calls of the session's application run the pandas UDFs that ``make`` makes."""
         application = spark.sparkContext.applicationId
         before = self._makers.get(application)
         self._use(application, make)
@@ -101,11 +104,11 @@ class Registry:
         """The pandas UDF that answers a call with this spec: (spec as JSON, prompt, fields ...) STRING -> STRING."""
         digest = spec.prompt.table if spec.prompt is not None else None
         tables = {} if digest is None else {digest: self.planner.tables[digest]}
-        return self._makers[spark.sparkContext.applicationId](tables)
+        return self._makers[spark.sparkContext.applicationId](tables, 0)
 
     def _use(self, application: str, make: MakeUdf) -> None:
         self._makers[application] = make
-        self._udfs[application] = jvm_udf(make({}))
+        self._udfs[application] = jvm_udf(make({}, 0))
         self.planner.forget_functions()
 
     def _tokens_per_second(self, application: str) -> float | None:

@@ -66,7 +66,7 @@ def fake_echo_udf(spark: SparkSession) -> Any:
 def echo(spark: SparkSession, fake_echo_udf: Any) -> Iterator[SparkSession]:
     """A fresh session with llm() enabled over the echoing fake."""
     registry = Registry.of(spark)
-    with registry.using(spark, lambda tables: fake_echo_udf):
+    with registry.using(spark, lambda tables, calls=0: fake_echo_udf):
         yield spark_llm.enable(spark.newSession())
 
 

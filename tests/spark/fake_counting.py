@@ -130,7 +130,7 @@ class FakeCountingClient:
         return FakeCountingStream(header, self._folder, self._reads_order)
 
 
-def fake_counting_udf(sink: Any, tables: Mapping[str, bytes], folder: str, reads_order: bool) -> Any:
+def fake_counting_udf(sink: Any, tables: Mapping[str, bytes], calls: int, folder: str, reads_order: bool) -> Any:
     """The real UDF over this model, which writes its calls into ``folder``.
 
     reads_order: answers depend on the seed and on the order of a prompt's lines; else only on which ones there are.

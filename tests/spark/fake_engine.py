@@ -35,6 +35,7 @@ def answers(texts: Iterable[tuple[int, str]], answer: Callable[[str], str] = str
                 "recomputed_tokens": 0,
                 "output_tokens": 3,
                 "folded": False,
+                "stored": False,
             }
         )
     return pa.RecordBatch.from_pylist(rows, ANSWER_SCHEMA)

@@ -61,6 +61,7 @@ class FakeStream:
                     "recomputed_tokens": 1,
                     "output_tokens": 2,
                     "folded": False,
+                    "stored": False,
                 }
             )
         return pa.RecordBatch.from_pylist(rows, ANSWER_SCHEMA)
@@ -272,7 +273,8 @@ class ForgetfulStream(FakeStream):
         columns = [counts if field.type == pa.int64() else ["a"] * len(ids) for field in ANSWER_SCHEMA]
         columns[ANSWER_SCHEMA.get_field_index("id")] = ids
         columns[ANSWER_SCHEMA.get_field_index("error")] = [None] * len(ids)
-        columns[ANSWER_SCHEMA.get_field_index("folded")] = [False] * len(ids)
+        for name in ("folded", "stored"):
+            columns[ANSWER_SCHEMA.get_field_index(name)] = [False] * len(ids)
         return pa.RecordBatch.from_arrays(
             [pa.array(column, field.type) for column, field in zip(columns, ANSWER_SCHEMA, strict=True)],
             schema=ANSWER_SCHEMA,
