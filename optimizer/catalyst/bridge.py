@@ -25,7 +25,9 @@ Jvm = Any
 Node = Any
 Expression = Any
 
-UDF_NAME = "llm"  # the PythonUDF's name in plans, and the name that shim.java looks for
+# The names of PythonUDFs in plans, which shim.java looks for: of one call, and of several in one node.
+UDF_NAME = "llm"
+GROUP_NAME = "llm_group"
 
 
 class Operator:
@@ -65,7 +67,8 @@ class Catalyst:
         self.types = self.jvm.org.apache.spark.sql.types.DataTypes
         self.none = module(self.jvm.scala, "None")
         self._classes = self._compile()
-        self._questions = self._new("Plans")
+        self._asked: dict[str, Jvm] = {}
+        self._questions = self.questions("Plans")
         self._know_conditions()
 
     @staticmethod
@@ -84,19 +87,35 @@ class Catalyst:
         """A function builder of Catalyst: ``call(session, Seq of argument expressions)`` makes the expression."""
         return self._new("Builder", Operator(self, call))
 
-    def rule(self, call: Callable[[Jvm, Node, bool], Node]) -> Jvm:
+    def rule(self, call: Callable[[Jvm, Node, bool], Node], is_early: bool = False) -> Jvm:
         """An optimizer rule: ``call(session, plan, explaining)`` gives the new plan, for plans that hold an llm() call.
 
-        explaining: the plan is wanted only to be shown.
+        is_early: the rule is for plans whose calls still stand in expressions, and is asked about those only where a
+        row may not need its call's value or a join's condition holds it. explaining: the plan is wanted only to be
+        shown. An LlmError that ``call`` raises fails the query.
         """
-        return self._new("Rule", Operator(self, call))
+        return self._new("Rule", Operator(self, call), is_early)
+
+    def rule_builder(self, rule: Jvm) -> Jvm:
+        """What ``SparkSessionExtensions.injectOptimizerRule`` takes."""
+        return self._new("RuleBuilder", rule)
+
+    def questions(self, name: str) -> Jvm:
+        """The object of the compiled class ``sparkllm.<name>``, which a file of its own beside the shim may declare."""
+        if name not in self._asked:
+            self._asked[name] = self._new(name)
+        return self._asked[name]
 
     def _compile(self) -> Jvm:
-        source = resources.files("spark_llm.optimizer.catalyst").joinpath("shim.java").read_text("utf-8")
-        compiler = self.jvm.org.codehaus.janino.SimpleCompiler()
-        compiler.setParentClassLoader(self.jvm.java.lang.Thread.currentThread().getContextClassLoader())
-        compiler.cook(source)
-        return compiler.getClassLoader()
+        """Compile every Java file of this folder; each sees the classes of those before it, the shim's first."""
+        loader = self.jvm.java.lang.Thread.currentThread().getContextClassLoader()
+        files = [f for f in resources.files("spark_llm.optimizer.catalyst").iterdir() if f.name.endswith(".java")]
+        for file in sorted(files, key=lambda file: (file.name != "shim.java", file.name)):
+            compiler = self.jvm.org.codehaus.janino.SimpleCompiler()
+            compiler.setParentClassLoader(loader)
+            compiler.cook(file.read_text("utf-8"))
+            loader = compiler.getClassLoader()
+        return loader
 
     def _new(self, name: str, *arguments: Any) -> Jvm:
         constructor = self._classes.loadClass(f"sparkllm.{name}").getConstructors()[0]

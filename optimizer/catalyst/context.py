@@ -9,7 +9,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
+from spark_llm.call import Budget
 from spark_llm.optimizer.catalyst.bridge import Catalyst, Jvm
+from spark_llm.optimizer.catalyst.notes import Notes
 
 if TYPE_CHECKING:
     from spark_llm.optimizer.statistics import Statistics
@@ -24,7 +26,8 @@ class Context:
     statistics: of the inputs of calls. statistics_bytes: a job for them runs only where the tables below a call have
     less, 0: never. statistics_timeout: seconds that it may take.
     lengths(model): counts tokens of texts, None is the session's model. function(tables): the JVM's Python function
-    that answers calls, with the encoded order tables that specs name. place(table, cuts, count): the JVM's UDF that
+    that answers calls, with the encoded order tables that specs name. group(tables, calls): the JVM's UDF that answers
+    groups of as many calls. place(table, cuts, count): the JVM's UDF that
     gives rows their place by an encoded order table, in ranges for ``count`` partitions. tables: encoded order tables
     by digest, of this query and of others before it.
     tokens_per_second: of one engine, measured or guessed. slots: tasks that the application runs at a time.
@@ -40,8 +43,16 @@ class Context:
     statistics_timeout: float
     lengths: Callable[[str | None], Callable[[Sequence[str]], list[int]]]
     function: Callable[[Mapping[str, bytes]], Jvm]
+    group: Callable[[Mapping[str, bytes], int], Jvm]
     place: Callable[[bytes, bytes, int], Jvm]
     tables: MutableMapping[str, bytes]
     tokens_per_second: float
     slots: int
+    engines: int
     partitions: int
+    window_rows: int
+    max_output_length: int
+    max_pairs: int
+    rows_per_prompt: int
+    budget: Budget
+    notes: Notes = dataclasses.field(default_factory=Notes)

@@ -11,10 +11,13 @@ import org.apache.spark.rdd.RDD;
 import org.apache.spark.sql.catalyst.expressions.Alias;
 import org.apache.spark.sql.catalyst.expressions.And;
 import org.apache.spark.sql.catalyst.expressions.Attribute;
+import org.apache.spark.sql.catalyst.expressions.ConditionalExpression;
 import org.apache.spark.sql.catalyst.expressions.EqualTo;
 import org.apache.spark.sql.catalyst.expressions.Expression;
 import org.apache.spark.sql.catalyst.expressions.IsNotNull;
+import org.apache.spark.sql.catalyst.expressions.Or;
 import org.apache.spark.sql.catalyst.expressions.PythonUDF;
+import org.apache.spark.sql.catalyst.expressions.aggregate.AggregateExpression;
 import org.apache.spark.sql.catalyst.expressions.aggregate.AggregateFunction;
 import org.apache.spark.sql.catalyst.plans.logical.ArrowEvalPython;
 import org.apache.spark.sql.catalyst.plans.logical.Filter;
@@ -45,24 +48,38 @@ public final class Builder extends scala.runtime.AbstractFunction1 {
   }
 }
 
-/** Plan to plan. Python is asked only about plans that hold a call, and can cost a query nothing but time. */
+/** Plan to plan. Python is asked only about plans that hold a call, and can cost a query nothing but time, unless it
+ * refuses to run it. is_early: the rule runs before functions are extracted, when calls still stand in expressions. */
 public final class Rule extends org.apache.spark.sql.catalyst.rules.Rule {
   private static final org.slf4j.Logger LOG = org.slf4j.LoggerFactory.getLogger("spark_llm.optimizer");
   private final UnaryOperator python;
+  private final boolean isEarly;
   private final Plans plans = new Plans();
 
-  public Rule(UnaryOperator python) { this.python = python; }
+  public Rule(UnaryOperator python, Boolean isEarly) {
+    this.python = python;
+    this.isEarly = isEarly.booleanValue();
+  }
+
+  public String ruleName() { return isEarly ? "spark_llm.EarlyRules" : "spark_llm.Rules"; }
 
   public TreeNode apply(TreeNode plan) {
-    if (!plans.holdsCall((LogicalPlan) plan)) return plan;
+    if (!(isEarly ? plans.holdsOpenCall((LogicalPlan) plan) : plans.holdsCall((LogicalPlan) plan))) return plan;
+    Object answer = null;
     try {
-      Object answer = python.apply(new Object[] {SparkSession.active(), plan, Boolean.valueOf(isExplained())});
+      answer = python.apply(new Object[] {SparkSession.active(), plan, Boolean.valueOf(isExplained())});
       if (answer instanceof LogicalPlan) return (LogicalPlan) answer;
-      LOG.warn("The rules of spark-llm failed; the plan stays as it was: " + answer);
+      if (!isRefusal(answer)) LOG.warn("The rules of spark-llm failed; the plan stays as it was: " + answer);
     } catch (RuntimeException lostPython) {
       LOG.warn("The rules of spark-llm did not run; the plan stays as it was.", lostPython);
     }
+    if (isRefusal(answer)) Platform.throwException((Throwable) answer);
     return plan;
+  }
+
+  private static boolean isRefusal(Object answer) {
+    return answer instanceof org.apache.spark.sql.AnalysisException
+        && !"LLM_INTERNAL_ERROR".equals(((org.apache.spark.sql.AnalysisException) answer).getCondition());
   }
 
   /** Is the plan wanted only to be shown? Every execution shows its plan, too, but inside SQLExecution. */
@@ -76,6 +93,15 @@ public final class Rule extends org.apache.spark.sql.catalyst.rules.Rule {
     }
     return shown;
   }
+}
+
+/** What SparkSessionExtensions.injectOptimizerRule wants: a session to a rule. */
+public final class RuleBuilder extends scala.runtime.AbstractFunction1 {
+  private final Object rule;
+
+  public RuleBuilder(Object rule) { this.rule = rule; }
+
+  public Object apply(Object session) { return rule; }
 }
 
 /** Questions about logical plans. */
@@ -95,9 +121,38 @@ public final class Plans {
     if (!(plan instanceof ArrowEvalPython)) return false;
     Iterator udfs = ((ArrowEvalPython) plan).udfs().iterator();
     while (udfs.hasNext()) {
-      if (!"llm".equals(((PythonUDF) udfs.next()).name())) return false;
+      String name = ((PythonUDF) udfs.next()).name();
+      if (!"llm".equals(name) && !"llm_group".equals(name)) return false;
     }
     return true;
+  }
+
+  /** Does the plan hold a call that an early rule may have something to do with: one whose value some rows may not need,
+   * or one in a join's condition? */
+  public boolean holdsOpenCall(LogicalPlan plan) {
+    if (!plan.containsPattern(TreePattern.PYTHON_UDF())) return false;
+    Iterator expressions = plan.expressions().iterator();
+    while (expressions.hasNext()) {
+      if (holdsOpenCall((Expression) expressions.next(), plan instanceof Join)) return true;
+    }
+    Iterator children = plan.children().iterator();
+    while (children.hasNext()) {
+      if (holdsOpenCall((LogicalPlan) children.next())) return true;
+    }
+    return false;
+  }
+
+  private boolean holdsOpenCall(Expression expression, boolean isConditional) {
+    if (!expression.containsPattern(TreePattern.PYTHON_UDF())) return false;
+    if (expression instanceof PythonUDF && isConditional && "llm".equals(((PythonUDF) expression).name())) return true;
+    boolean inside = isConditional || expression instanceof ConditionalExpression || expression instanceof And
+        || expression instanceof Or
+        || (expression instanceof AggregateExpression && ((AggregateExpression) expression).filter().isDefined());
+    Iterator children = expression.children().iterator();
+    while (children.hasNext()) {
+      if (holdsOpenCall((Expression) children.next(), inside)) return true;
+    }
+    return false;
   }
 
   /** Does the plan hold Python functions that are evaluated, of whatever kind? */

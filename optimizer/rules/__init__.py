@@ -1,4 +1,4 @@
-"""The plan rules, one a file. This tuple is what the optimizer does, in this order."""
+"""The plan rules, one a file. These tuples are what the optimizer does, in this order."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from spark_llm.optimizer.rules.reorder_columns import reorder_columns
 from spark_llm.optimizer.rules.reorder_rows import reorder_rows
 from spark_llm.optimizer.rules.shuffle_below_sort import shuffle_below_sort
 
+EARLY_RULES: tuple[Rule, ...] = ()
+"""While Spark optimizes and calls stand in expressions: what changes a call's arguments, or Spark would refuse."""
+
 RULES: tuple[Rule, ...] = (
     Rule("placeInstruction", place_instruction),  # changes prompts
     Rule("reorderColumns", reorder_columns),  # changes prompts
@@ -16,3 +19,4 @@ RULES: tuple[Rule, ...] = (
     Rule("reorderRows", reorder_rows),  # by the prompts that the others made
     Rule("shuffleBelowSort", shuffle_below_sort),
 )
+"""Where calls are nodes of the plan."""

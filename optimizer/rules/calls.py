@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from spark_llm.call import CallSpec
-from spark_llm.optimizer.catalyst.bridge import Catalyst, Expression, Jvm, Node, items
+import msgspec
+
+from spark_llm.call import CallSpec, GroupSpec
+from spark_llm.optimizer.catalyst.bridge import GROUP_NAME, Catalyst, Expression, Jvm, Node, items
+from spark_llm.optimizer.catalyst.context import Context
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One llm() call: ``node`` is the ArrowEvalPython that evaluates it, ``udf`` its PythonUDF there."""
+    """One llm() call: ``node`` is the ArrowEvalPython that evaluates it, ``udf`` its PythonUDF there.
+
+    mask: the BOOLEAN that says which rows are asked, None: all. group: of the call where it shares its UDF with others,
+    then ``member`` is its number there.
+    """
 
     node: Node
     udf: Expression
     spec: CallSpec
     prompt: Expression
     fields: tuple[Expression, ...]
+    mask: Expression | None = None
+    group: GroupSpec | None = None
+    member: int = 0
+
+    @property
+    def arguments(self) -> tuple[Expression, ...]:
+        """The call's columns as a UDF has them: prompt, fields, mask."""
+        return (self.prompt, *self.fields, *(() if self.mask is None else (self.mask,)))
 
     @property
     def has_constant_prompt(self) -> bool:
@@ -56,12 +71,35 @@ class Call:
 
 
 def calls_of(node: Node) -> list[Call]:
-    """The calls that ``node``, an ArrowEvalPython of llm() calls, evaluates."""
+    """The calls that ``node``, an ArrowEvalPython of llm() calls, evaluates; members of a group one after the other."""
     found = []
     for udf in items(node.udfs()):
-        spec, prompt, *fields = items(udf.children())
-        found.append(Call(node, udf, CallSpec.decode(str(spec.value().toString())), prompt, tuple(fields)))
+        text, *columns = items(udf.children())
+        if udf.name() != GROUP_NAME:
+            found.append(_call(node, udf, CallSpec.decode(literal_text(text)), columns))
+            continue
+        group = GroupSpec.decode(literal_text(text))
+        for member, (spec, numbers) in enumerate(zip(group.calls, group.arguments, strict=True)):
+            call = _call(node, udf, spec, [columns[number] for number in numbers])
+            found.append(dataclasses.replace(call, group=group, member=member))
     return found
+
+
+def call_in(udf: Expression) -> Call:
+    """The call that a PythonUDF named llm is, outside of a node of its own (``node`` is the UDF then)."""
+    text, *columns = items(udf.children())
+    return _call(udf, udf, CallSpec.decode(literal_text(text)), columns)
+
+
+def _call(node: Node, udf: Expression, spec: CallSpec, columns: list[Expression]) -> Call:
+    prompt, *fields = columns
+    mask = fields.pop() if spec.masked else None
+    return Call(node, udf, spec, prompt, tuple(fields), mask)
+
+
+def literal_text(literal: Expression) -> str:
+    """The value of a STRING literal."""
+    return str(literal.value().toString())
 
 
 def all_calls(plan: Node, catalyst: Catalyst) -> Iterator[Call]:
@@ -111,38 +149,97 @@ def rewrite_below(
     return change(plan, seen) if catalyst.is_call(plan) else plan
 
 
-def change_specs(
-    plan: Node, catalyst: Catalyst, change: Callable[[Call], CallSpec], function: Callable[[CallSpec], Jvm | None]
-) -> Node:
-    """``plan`` with new specs. function(spec): the Python function of a call whose spec changed, None: the old one."""
+Function = Callable[[Sequence[CallSpec], bool], Jvm | None]
+"""(specs, is_group) -> the Python function of a UDF whose calls now have these specs; None: the one that it has."""
+
+
+def function_for(specs: Sequence[CallSpec], is_group: bool, context: Context) -> Jvm | None:
+    """The Python function with the order tables that the specs name; None where they name none."""
+    digests = {spec.prompt.table for spec in specs if spec.prompt is not None and spec.prompt.table is not None}
+    if not digests:
+        return None
+    tables = {digest: context.tables[digest] for digest in digests}
+    return context.group(tables, len(specs)).func() if is_group else context.function(tables)
+
+
+def change_specs(plan: Node, catalyst: Catalyst, change: Callable[[Call], CallSpec], function: Function) -> Node:
+    """``plan`` with new specs, and where a spec changed with the UDF's new function."""
 
     def with_specs(node: Node) -> Node:
         calls = calls_of(node)
         specs = [change(call) for call in calls]
         if all(spec == call.spec for spec, call in zip(specs, calls, strict=True)):
             return node
-        udfs = [
-            with_spec(call, spec, catalyst, function(spec)) if spec != call.spec else call.udf
-            for call, spec in zip(calls, specs, strict=True)
-        ]
-        return catalyst.plans.ArrowEvalPython(catalyst.seq(udfs), node.resultAttrs(), node.child(), node.evalType())
+        changed = [dataclasses.replace(call, spec=spec) for call, spec in zip(calls, specs, strict=True)]
+        return rebuilt(node, changed, catalyst, function=function)
 
     return rewrite(plan, catalyst, with_specs)
 
 
-def with_spec(call: Call, spec: CallSpec, catalyst: Catalyst, function: Jvm | None = None) -> Expression:
-    """The call's PythonUDF with another spec, and with another Python function if one is given."""
-    udf = call.udf
+def rebuilt(
+    node: Node,
+    calls: Sequence[Call],
+    catalyst: Catalyst,
+    child: Node | None = None,
+    function: Function | None = None,
+) -> Node:
+    """``node``, an ArrowEvalPython, made anew of its ``calls`` (as ``calls_of`` gives them, with other specs or columns)
+    over ``child`` (None: the old one). Its result attributes stay as they are."""
+    udfs = []
+    rest = list(calls)
+    while rest:
+        count = 1 if rest[0].group is None else len(rest[0].group.calls)
+        members, rest = rest[:count], rest[count:]
+        udfs.append(_udf(members, catalyst, function))
+    below = node.child() if child is None else child
+    return catalyst.plans.ArrowEvalPython(catalyst.seq(udfs), node.resultAttrs(), below, node.evalType())
+
+
+def _udf(members: list[Call], catalyst: Catalyst, function: Function | None) -> Expression:
+    first = members[0]
+    specs = [call.spec for call in members]
+    made = None if function is None or _specs(first.udf) == specs else function(specs, first.group is not None)
+    if first.group is None:
+        children = [catalyst.literal(first.spec.encode()), *first.arguments]
+    else:
+        columns, numbers = joint_columns([call.arguments for call in members], catalyst)
+        group = msgspec.structs.replace(first.group, calls=tuple(specs), arguments=numbers)
+        children = [catalyst.literal(group.encode()), *columns]
+    udf = first.udf
     return catalyst.expressions.PythonUDF(
         udf.name(),
-        function if function is not None else udf.func(),
+        made if made is not None else udf.func(),
         udf.dataType(),
-        catalyst.seq([catalyst.literal(spec.encode()), call.prompt, *call.fields]),
+        catalyst.seq(children),
         udf.evalType(),
         udf.udfDeterministic(),
         udf.resultId(),
     )
 
 
-def no_function(spec: CallSpec) -> None:
+def _specs(udf: Expression) -> list[CallSpec]:
+    text = literal_text(udf.children().apply(0))
+    return list(GroupSpec.decode(text).calls) if udf.name() == GROUP_NAME else [CallSpec.decode(text)]
+
+
+def joint_columns(
+    arguments: Sequence[Sequence[Expression]], catalyst: Catalyst
+) -> tuple[list[Expression], tuple[tuple[int, ...], ...]]:
+    """The columns of a group whose calls have these arguments, each once, and for each call the numbers of its own."""
+    flat = [argument for own in arguments for argument in own]
+    columns: list[Expression] = []
+    numbers: list[int] = []
+    places: dict[object, int] = {}
+    for argument, number in zip(flat, catalyst.numbered(flat), strict=True):
+        # Constants have no number: each stands for itself, but for equal texts.
+        key: object = number if number >= 0 else argument.sql()
+        if key not in places:
+            places[key] = len(columns)
+            columns.append(argument)
+        numbers.append(places[key])
+    rest = iter(numbers)
+    return columns, tuple(tuple(next(rest) for _ in own) for own in arguments)
+
+
+def no_function(specs: Sequence[CallSpec], is_group: bool) -> None:
     """For rules whose specs name no other order tables than before."""

@@ -22,12 +22,12 @@ import hashlib
 import msgspec
 
 from spark_llm.call import CallSpec, PromptPlan
-from spark_llm.optimizer.catalyst.bridge import Jvm, Node
+from spark_llm.optimizer.catalyst.bridge import Node
 from spark_llm.optimizer.catalyst.context import Context
 from spark_llm.optimizer.reorder.counts import order_by_counts
 from spark_llm.optimizer.reorder.order_table import Group, OrderTable
 from spark_llm.optimizer.reorder.plan_order import plan_order
-from spark_llm.optimizer.rules.calls import Call, all_calls, change_specs, decided_calls
+from spark_llm.optimizer.rules.calls import Call, all_calls, change_specs, decided_calls, function_for
 from spark_llm.optimizer.statistics import InputStatistics
 from spark_llm.optimizer.statistics.guess import thumb_order
 
@@ -76,11 +76,7 @@ def reorder_columns(plan: Node, context: Context) -> Node:
         decided = orders[_key(call)]
         return msgspec.structs.replace(call.spec, prompt=_layout(call, decided, context))
 
-    def function(spec: CallSpec) -> Jvm | None:
-        digest = spec.prompt.table if spec.prompt is not None else None
-        return None if digest is None else context.function({digest: context.tables[digest]})
-
-    return change_specs(plan, context.catalyst, changed, function)
+    return change_specs(plan, context.catalyst, changed, lambda specs, is_group: function_for(specs, is_group, context))
 
 
 def _is_open(call: Call) -> bool:

@@ -27,11 +27,11 @@ import dataclasses
 
 import msgspec
 
-from spark_llm.call import CallSpec, RowPlan
+from spark_llm.call import RowPlan
 from spark_llm.optimizer.catalyst.bridge import Catalyst, Expression, Node
 from spark_llm.optimizer.catalyst.context import Context
 from spark_llm.optimizer.reorder.ranges import SLOT_BYTES
-from spark_llm.optimizer.rules.calls import Call, calls_of, rewrite_below, with_spec
+from spark_llm.optimizer.rules.calls import Call, calls_of, rebuilt, rewrite_below
 from spark_llm.optimizer.rules.order_seen import has_order, has_partitions, sees_order
 from spark_llm.optimizer.rules.partitioning import Partitioning, partitioning
 
@@ -70,13 +70,13 @@ def _reordered(node: Node, context: Context, order_seen: bool) -> Node:
 
 
 def _noted(node: Node, calls: list[Call], rows: RowPlan, catalyst: Catalyst) -> Node:
-    udfs = [with_spec(call, _with_rows(call, rows), catalyst) for call in calls]
-    return catalyst.plans.ArrowEvalPython(catalyst.seq(udfs), node.resultAttrs(), node.child(), node.evalType())
+    return rebuilt(node, [_with_rows(call, rows) for call in calls], catalyst)
 
 
-def _with_rows(call: Call, rows: RowPlan) -> CallSpec:
+def _with_rows(call: Call, rows: RowPlan) -> Call:
     old = call.spec.rows or RowPlan()
-    return msgspec.structs.replace(call.spec, rows=msgspec.structs.replace(rows, fold=old.fold, fold_why=old.fold_why))
+    rows = msgspec.structs.replace(rows, fold=old.fold, fold_why=old.fold_why)
+    return dataclasses.replace(call, spec=msgspec.structs.replace(call.spec, rows=rows))
 
 
 def _placed(node: Node, calls: list[Call], keys: list[Expression], parts: Partitioning, context: Context) -> Node:
@@ -112,8 +112,7 @@ def _placed(node: Node, calls: list[Call], keys: list[Expression], parts: Partit
         child = catalyst.repartition(hashed, child, parts.count)
     child = catalyst.plans.Sort(catalyst.seq(map(catalyst.ascending, columns)), False, child, catalyst.none)
     rows = RowPlan(order_why=parts.why, is_sorted=True, partitions=parts.count)
-    udfs = [with_spec(call, _with_rows(call, rows), catalyst) for call in calls]
-    call_node = catalyst.plans.ArrowEvalPython(catalyst.seq(udfs), node.resultAttrs(), child, node.evalType())
+    call_node = rebuilt(node, [_with_rows(call, rows) for call in calls], catalyst, child)
     return catalyst.plans.Project(output, call_node) if aliases or parts.table is not None else call_node
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from spark_llm import placing
+from spark_llm.call import Budget
 from spark_llm.config import PREFIX, LlmConf, entries
 from spark_llm.engine.text.lengths import Lengths, token_lengths
 from spark_llm.optimizer.catalyst.bridge import Catalyst, Jvm
 from spark_llm.optimizer.catalyst.context import Context
-from spark_llm.optimizer.rules import RULES
+from spark_llm.optimizer.catalyst.notes import Notes
+from spark_llm.optimizer.rules import EARLY_RULES, RULES
 from spark_llm.optimizer.statistics import Statistics
 
 _REMEMBERED = 256  # order tables, and functions made for them
@@ -38,6 +41,18 @@ class Planner:
         self.statistics = Statistics()
         self.tables: MutableMapping[str, bytes] = _Recent()
         self._functions = _Recent()
+        self.notes = Notes()
+        self._noting = threading.Lock()
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[Notes]:
+        """The rules' notes of what is optimized meanwhile, by one thread at a time."""
+        with self._noting:
+            before, self.notes = self.notes, Notes()
+            try:
+                yield self.notes
+            finally:
+                self.notes = before
 
     def forget_functions(self) -> None:
         """The UDF that answers calls is another from now on."""
@@ -47,6 +62,7 @@ class Planner:
         """The rules' context for one query of a JVM session."""
         spark = session.sparkContext()
         application = str(spark.applicationId())
+        engines = _engines(spark)
 
         def lengths(model: str | None) -> Lengths:
             return token_lengths(model or conf.model)
@@ -54,6 +70,11 @@ class Planner:
         def function(tables: Mapping[str, bytes]) -> Jvm:
             return self._functions.made(
                 (application, *sorted(tables)), lambda: jvm_udf(self._make(application, tables, 0)).func()
+            )
+
+        def group(tables: Mapping[str, bytes], calls: int) -> Jvm:
+            return self._functions.made(
+                (application, calls, *sorted(tables)), lambda: jvm_udf(self._make(application, tables, calls))
             )
 
         def place(table: bytes, cuts: bytes, count: int) -> Jvm:
@@ -71,11 +92,24 @@ class Planner:
             statistics_timeout=conf.statistics_timeout,
             lengths=lengths,
             function=function,
+            group=group,
             place=place,
             tables=self.tables,
-            tokens_per_second=(self._speed(application) or 0.0) / _engines(spark) or _TOKENS_PER_SECOND,
+            tokens_per_second=(self._speed(application) or 0.0) / engines or _TOKENS_PER_SECOND,
             slots=int(spark.defaultParallelism()),
+            engines=engines,
             partitions=conf.reorder_rows_partitions,
+            window_rows=conf.window_rows,
+            max_output_length=conf.max_output_length,
+            max_pairs=conf.join_max_pairs,
+            rows_per_prompt=conf.join_rows_per_prompt,
+            budget=Budget(
+                calls=conf.budget_max_calls,
+                length=conf.budget_max_length,
+                seconds=conf.budget_max_time,
+                partial=conf.budget_on_exceeded == "partial",
+            ),
+            notes=self.notes,
         )
 
 
@@ -86,7 +120,7 @@ def _engines(spark: Jvm) -> int:
 
 def enabled_rules(conf: LlmConf) -> set[str]:
     """The names of the rules that a configuration lets run."""
-    keys = {rule.name: f"{PREFIX}optimizer.{rule.name}.enabled" for rule in RULES}
+    keys = {rule.name: f"{PREFIX}optimizer.{rule.name}.enabled" for rule in (*EARLY_RULES, *RULES)}
     return {name for name, key in keys.items() if conf.optimizer_enabled and getattr(conf, entries()[key].attribute)}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from spark_llm.call import CallSpec
@@ -18,8 +18,8 @@ from spark_llm.functions.builder import LlmBuilder
 from spark_llm.functions.options import OPTIONS
 from spark_llm.functions.planning import Planner, enabled_rules, jvm_udf
 from spark_llm.optimizer.catalyst.bridge import UDF_NAME, Catalyst, Jvm, Node
-from spark_llm.optimizer.catalyst.runner import run_rules
-from spark_llm.optimizer.rules import RULES
+from spark_llm.optimizer.catalyst.runner import Rule, run_rules
+from spark_llm.optimizer.rules import EARLY_RULES, RULES
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -63,7 +63,8 @@ class Registry:
         )
         self._build = LlmBuilder(catalyst, self._udf_of)
         self._builder = catalyst.builder(self._call)
-        self._rule = catalyst.rule(self._optimize)
+        self._rule = catalyst.rule(lambda *given: self._optimize(RULES, *given))
+        self._early_rule = catalyst.rule(lambda *given: self._optimize(EARLY_RULES, *given), is_early=True)
 
     @staticmethod
     def of(spark: SparkSession) -> Registry:
@@ -80,6 +81,8 @@ class Registry:
 
             reports = self._reports[application] = report.install(spark)
             self._use(application, lambda tables, calls: udf.make_udf(reports, tables, calls))
+            # Sessions share their extensions, from which Spark makes its optimizer anew for every query.
+            spark._jsparkSession.extensions().injectOptimizerRule(self._catalyst.rule_builder(self._early_rule))
         session = spark._jsparkSession
         builtin = self._catalyst.jvm.org.apache.spark.sql.catalyst.analysis.FunctionRegistry.builtin()
         for functions in (builtin, session.sessionState().functionRegistry()):
@@ -158,10 +161,10 @@ class Registry:
         if not rules.contains(self._rule):
             getattr(methods, "extraOptimizations_$eq")(rules.appended(self._rule))
 
-    def _optimize(self, session: Jvm, plan: Node, explaining: bool) -> Node:
+    def _optimize(self, rules: Sequence[Rule], session: Jvm, plan: Node, explaining: bool) -> Node:
         try:
             conf = LlmConf.parse(self._catalyst.settings(session))
         except LlmError as error:  # set after the query was analysed; the next analysis fails with it
             logger.warning("No rule runs: %s", error)
             return plan
-        return run_rules(plan, RULES, enabled_rules(conf), self.planner.context(session, conf, explaining))
+        return run_rules(plan, rules, enabled_rules(conf), self.planner.context(session, conf, explaining))
