@@ -29,10 +29,12 @@ class Report:
     """What one query did in all its ``llm(...)`` calls; counts are rows or tokens.
 
     query: Spark's execution id, or ``stage-N`` for work outside a SQL query.
-    rows == calls + duplicates + nulls + failed, unless Spark stopped the query early.
-    calls: rows that the engine really answered. duplicates: rows that took the answer of an equal row.
+    rows == calls + duplicates + stored + skipped + nulls + failed + over_budget, unless Spark stopped the query early.
+    calls: rows that the engine really computed. duplicates: rows that took the answer of an equal row.
+    stored: rows answered from the result cache. skipped: rows not asked, because the query does not need their answer.
     nulls: rows answered NULL without a call (NULL prompt, or all fields NULL).
     failed: rows that the engine could not answer; ``errors`` has samples of why.
+    over_budget: rows that are NULL because the query's budget was spent; a rerun completes them.
     prompt_tokens == cached_tokens + computed_tokens, of which the instruction (template and prompt, not
     fields) has instruction_tokens and cached_instruction_tokens. recomputed_tokens were computed again.
     seconds: from the first request sent to the last answer, over all tasks, by the clocks of their hosts.
@@ -43,8 +45,11 @@ class Report:
     rows: int = 0
     calls: int = 0
     duplicates: int = 0
+    stored: int = 0
+    skipped: int = 0
     nulls: int = 0
     failed: int = 0
+    over_budget: int = 0
     prompt_tokens: int = 0
     instruction_tokens: int = 0
     cached_tokens: int = 0
@@ -75,7 +80,10 @@ class Report:
         lines = [
             f"query {self.query}: {self.rows:,} rows in {self.seconds:,.1f} s",
             f"  calls          {self.calls:>10,}   {self.duplicates:,} duplicates folded, "
-            f"{self.nulls:,} NULL without a call, {self.failed:,} failed",
+            + (f"{self.stored:,} from the result cache, " if self.stored else "")
+            + (f"{self.skipped:,} not needed, " if self.skipped else "")
+            + f"{self.nulls:,} NULL without a call, {self.failed:,} failed"
+            + (f", {self.over_budget:,} NULL beyond the budget" if self.over_budget else ""),
             f"  prompt tokens  {self.prompt_tokens:>10,}   {self.computed_tokens:,} computed, "
             f"{self.cached_tokens:,} from cache"
             + (f", {self.recomputed_tokens:,} recomputed" if self.recomputed_tokens else ""),

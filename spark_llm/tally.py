@@ -18,18 +18,24 @@ OTHER_PROMPTS = "(other prompts)"
 
 
 class Counts(msgspec.Struct, kw_only=True):
-    """Totals over rows; ``rows == calls + duplicates + nulls + failed`` once every row has its answer.
+    """Totals over rows; once every row has its answer,
+    ``rows == calls + duplicates + stored + skipped + nulls + failed + over_budget``.
 
-    calls: rows that the engine answered. duplicates: rows that took the answer of an equal row of their task.
-    nulls: rows answered NULL without a call. failed: rows that the engine could not answer.
+    calls: rows that the engine computed. duplicates: rows that took the answer of an equal row of their query.
+    stored: rows answered from the result cache. skipped: rows that are NULL because the query does not need their
+    answer (a mask, another condition that drops the row, a limit that is reached). nulls: rows answered NULL without
+    a call. failed: rows that the engine could not answer. over_budget: rows that are NULL because of the budget.
     first_sent, last_answer: seconds since the epoch, 0 before the first.
     """
 
     rows: int = 0
     calls: int = 0
     duplicates: int = 0
+    stored: int = 0
+    skipped: int = 0
     nulls: int = 0
     failed: int = 0
+    over_budget: int = 0
     prompt_tokens: int = 0
     instruction_tokens: int = 0
     cached_tokens: int = 0

@@ -57,7 +57,8 @@ def plan(spark: SparkSession, select: str) -> str:
 def comparison(result: Comparison) -> str:
     """The report of a query, beside the naive run of a sample."""
     ours, naive = result.ours.report, result.naive.report
-    rows = [(name, _count(ours, key), _count(naive, key)) for name, key in _LINES]
+    shown = [(name, key) for name, key in _LINES if key not in _RARE or getattr(ours, key) or getattr(naive, key)]
+    rows = [(name, _count(ours, key), _count(naive, key)) for name, key in shown]
     rows.append(("seconds", f"{ours.seconds:.1f}", f"{naive.seconds:.1f}"))
     rows.append(("seconds a row", f"{result.ours.seconds_per_row:.3f}", f"{result.naive.seconds_per_row:.3f}"))
     if ours.failed or naive.failed:
@@ -100,6 +101,8 @@ _LINES = (
     ("rows", "rows"),
     ("calls made", "calls"),
     ("duplicates folded", "duplicates"),
+    ("from the result cache", "stored"),
+    ("rows not needed", "skipped"),
     ("prompt tokens", "prompt_tokens"),
     ("tokens computed", "computed_tokens"),
     ("prefix hit rate", "prefix_hit_rate"),
@@ -107,6 +110,7 @@ _LINES = (
     ("  of instruction", "instruction_hit_rate"),
     ("output tokens", "output_tokens"),
 )
+_RARE = ("stored", "skipped")  # lines of their own only where there are such rows
 
 
 def _count(report: Report, key: str) -> str:
