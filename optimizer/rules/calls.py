@@ -183,7 +183,7 @@ def rebuilt(
     child: Node | None = None,
     function: Function | None = None,
 ) -> Node:
-    """``node``, an ArrowEvalPython, made anew of its ``calls`` (as ``calls_of`` gives them, with other specs or columns)
+    """``node``, an ArrowEvalPython, made anew of its ``calls`` (as of ``calls_of``, with other specs or columns)
     over ``child`` (None: the old one). Its result attributes stay as they are."""
     udfs = []
     rest = list(calls)
