@@ -86,7 +86,7 @@ def ask(spark: Any, question: Question, order: str) -> tuple[dict[int, str | Non
 
 
 def measure(rows: int, say: Callable[[str], None]) -> list[Quality]:
-    spark = spark_llm.session("local[1]", progress="false", engine_dtype="float32")
+    spark = spark_llm.session("local[1]", progress="false", cache_enabled=False, engine_dtype="float32")
     spark.sparkContext.setLogLevel("ERROR")
     found = []
     for question in QUESTIONS:

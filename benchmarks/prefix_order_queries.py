@@ -77,6 +77,7 @@ def run(rows: int | None, machine: Machine, names: Sequence[str], say: Callable[
         engine_dtype=dtype,
         engine_kv_cache_memory=str(CACHE_TOKENS * VALUES_A_TOKEN * width),
         on_error="fail",
+        cache_enabled=False,
     )
     spark.sparkContext.setLogLevel("ERROR")
     cases = []

@@ -111,6 +111,7 @@ class Spark:
                 "engine.threads": job.threads,
                 "engine.kvCacheMemory": KV_MEMORY,
                 "progress": "false",
+                "cache.enabled": False,
             },
         )
 

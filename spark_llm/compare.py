@@ -94,7 +94,7 @@ def compare_orders(df: DataFrame, sample: int = 100) -> OrderComparison:
     plan = df._jdf.queryExecution().optimizedPlan()
     found: list[Call] = []
     for call in all_calls(plan, catalyst):
-        if not any(other.udf.semanticEquals(call.udf) for other in found):
+        if not any(other.member == call.member and other.udf.semanticEquals(call.udf) for other in found):
             found.append(call)
     if not found:
         raise LlmError(
@@ -109,9 +109,10 @@ def _compare(df: DataFrame, call: Call, sample: int, registry: Registry, catalys
     if not (layout.fields or layout.table or layout.instruction_last):
         return CallComparison(prompt=call.label, why="")
     rows = _sampled(df, call, sample, catalyst)
-    written = msgspec.structs.replace(call.spec, prompt=None, rows=None, order="as_written")
+    optimised = msgspec.structs.replace(call.spec, rows=None, masked=False, budget=None)
+    written = msgspec.structs.replace(optimised, prompt=None, order="as_written")
     before = _answers(df, written, rows, registry)
-    after = _answers(df, msgspec.structs.replace(call.spec, rows=None), rows, registry)
+    after = _answers(df, optimised, rows, registry)
     differences = [
         Difference(fields=dict(zip(call.names, row[1:], strict=True)), written=a, optimised=b)
         for row, a, b in zip(rows, before, after, strict=True)
