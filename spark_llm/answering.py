@@ -1,298 +1,257 @@
 """Windows of rows in, answers out in the rows' order: what a task does between Spark and its engine.
 
-A window's rows are looked up by their canonical arguments; what is new is rendered, sorted and sent. Several windows
-are in flight, so that the engine has work while Spark reads and writes. This module knows no Spark: it takes Arrow
-columns and an open stream.
+A window goes through the task's calls: all at once, or one after the other where a filter's conditions drop rows on the
+way. Several windows are in flight, so that the engine has work while Spark reads and writes; under a limit it is one,
+of the size that the engine grants, and none once the query has its rows. This module knows no Spark.
 """
 
 from __future__ import annotations
 
-import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from spark_llm.call import FieldSpec
-from spark_llm.canonical import row_keys, row_seed
-from spark_llm.errors import LlmError
-from spark_llm.optimizer.reorder.hashing import hash_values
-from spark_llm.optimizer.reorder.window import prefix_order
-from spark_llm.prompt import asks, render, request_batch
-from spark_llm.tally import Counts
+from spark_llm.asking import Answers, Asker, Bools, CallRows, Ints
+from spark_llm.call import Condition
+from spark_llm.condition import judge
+from spark_llm.engine.service.client import LimitReached
+from spark_llm.predicate_order import PredicateOrder
 
-if TYPE_CHECKING:
-    from spark_llm.engine.service.client import AnswerStream
-    from spark_llm.optimizer.reorder.order_table import OrderTable
+_VERDICTS = 10_000  # on rows with equal answers that are remembered
 
-Ints = npt.NDArray[np.int64]
-Answers = npt.NDArray[np.object_]
-
-REMEMBERED_WINDOWS = 4  # how many windows' worth of answers a task keeps for later equal rows
-
-_SUMMED = (
-    "prompt_tokens",
-    "instruction_tokens",
-    "cached_tokens",
-    "cached_instruction_tokens",
-    "computed_tokens",
-    "recomputed_tokens",
-    "output_tokens",
-)
+# (rows finished so far, how many of them are hits, the input has ended) -> rows to ask next; 0: the query has enough.
+Grant = Callable[[int, int, bool], int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerSettings:
-    """How a task's rows are answered.
+class Flow:
+    """How windows go through the calls.
 
-    call: what a row's answer depends on beside its arguments (``CallSpec.canonical``). window_rows: rows rendered and
-    sent together. windows_in_flight: how many windows' rows may wait for the engine. fold: equal rows share a call.
-    seed: of sampled calls that are to repeat; drawn: what a row's draws depend on beside it (``CallSpec.drawn``).
-    fail: a row that cannot be answered fails the query instead of being NULL. order: the field order of each row, None
-    as written. instruction_last: the fields stand before the prompt.
+    window_rows: the most rows of a window. windows_in_flight: how many windows' rows of a call may wait for the engine.
+    conditions: on the answers; a row that cannot meet one of them is not asked any further. order: what is known of the
+    calls' costs; None: all calls are asked at once. grant: asked for the size of each window, under a limit.
     """
 
-    fields: Sequence[FieldSpec]
     window_rows: int
     windows_in_flight: int
-    fold: bool
-    call: bytes = b""
-    seed: int | None = None
-    drawn: bytes = b""
-    fail: bool = False
-    order: OrderTable | None = None
-    instruction_last: bool = False
+    conditions: Sequence[Condition] = ()
+    order: PredicateOrder | None = None
+    grant: Grant | None = None
 
 
-@dataclass(slots=True, eq=False)
-class _Call:
-    """One request and the windows that wait for it."""
+class RowSource:
+    """Rows in batches of any size -> windows of the sizes that are asked for."""
 
-    key: bytes | None
-    text: str | None = None
-    done: bool = False
-    waiting: list[_Window] = field(default_factory=list)
+    def __init__(self, batches: Iterable[Sequence[pa.Array]]) -> None:
+        self._batches = iter(batches)
+        self._batch: Sequence[pa.Array] = ()
+        self._start = 0
+
+    def take(self, rows: int) -> list[pa.Array] | None:
+        """The columns of the next ``rows`` rows, of fewer at the end; None when there are no more."""
+        parts: list[Sequence[pa.Array]] = []
+        missing = rows
+        while missing:
+            left = len(self._batch[0]) - self._start if self._batch else 0
+            if not left:
+                batch = next(self._batches, None)
+                if batch is None:
+                    break
+                self._batch, self._start = batch, 0
+                continue
+            taken = min(missing, left)
+            parts.append([column.slice(self._start, taken) for column in self._batch])
+            self._start += taken
+            missing -= taken
+        return [pa.concat_arrays(columns) for columns in zip(*parts, strict=True)] if parts else None
 
 
 @dataclass(slots=True, eq=False)
 class _Window:
-    """``call`` [rows] are numbers into ``calls``, -1 for a row without a call.
+    """alive: bool [rows], the rows that no condition has dropped. plan: int64 [rows, calls], the calls of each row in
+    the order in which they are asked, None: all at once. stage: how many stages have been asked. learns: its rows take
+    turns, and the windows behind it wait for what it finds."""
 
-    ``open`` of the calls are unanswered; ``own`` were sent for this window, the others for earlier ones.
-    """
+    calls: list[CallRows]
+    alive: Bools
+    plan: Ints | None = None
+    learns: bool = False
+    stage: int = 0
+    done: bool = False
+    hits: int = 0
 
-    call: Ints
-    calls: list[_Call]
-    open: int = 0
-    own: int = 0
+    def is_open(self) -> bool:
+        return any(rows.open for rows in self.calls)
 
-    def answered(self) -> int:
-        """About how many rows have their answer."""
-        rows = len(self.call)
-        return rows * (len(self.calls) - self.open) // len(self.calls) if self.open else rows
-
-    def texts(self) -> Answers:
-        return np.array([*(call.text for call in self.calls), None], dtype=object)[self.call]
+    def asked_in(self, stage: int, call: int) -> Bools:
+        """The rows that are asked about a call in this stage, if they are alive then."""
+        return np.ones(len(self.alive), np.bool_) if self.plan is None else self.plan[:, stage] == call
 
 
 class Answering:
-    """Answers one task's rows; ``counts``, ``read`` and ``ended`` tell how far it is.
+    """Answers one task's rows; ``read``, ``ended``, ``answered`` and the askers' counts tell how far it is.
 
-    ``open_stream`` is called when the first row needs the engine. ``on_progress(is_due)`` is called after
-    answers came, and with True before a window is handed out, when counts have to be told. ``on_wait()`` is
-    called before waiting for input or answers, when what was handed out should be on its way.
+    ``on_progress(is_due)`` is called after answers came, and with True before a window is handed out, when counts have
+    to be told. ``on_wait()`` is called before waiting for input or answers, when what was handed out should be on its
+    way.
     """
 
-    def __init__(self, settings: AnswerSettings, open_stream: Callable[[], AnswerStream]) -> None:
+    def __init__(self, askers: Sequence[Asker], flow: Flow) -> None:
         self.on_progress: Callable[[bool], None] = lambda is_due: None
         self.on_wait: Callable[[], None] = lambda: None
-        self.counts = Counts()
+        self.askers = askers
         self.read = 0
         self.ended = False
-        self._settings = settings
-        self._open_stream = open_stream
-        self._stream: AnswerStream | None = None
+        self._flow = flow
+        self._judges = bool(flow.conditions) and (flow.order is not None or flow.grant is not None)
         self._queue: deque[_Window] = deque()
-        self._asked: dict[int, _Call] = {}
-        self._memory: OrderedDict[bytes, _Call] = OrderedDict()
-        self._next_id = 0
+        self._verdicts: dict[tuple[object, ...], bool | None] = {}
+        self._known = [(0, 0)] * len(askers)  # answers and tokens that the order has heard of
+        self._finished = 0
+        self._hits = 0
+        self._enough = False
 
-    @property
-    def answered(self) -> int:
-        """Rows whose answer is known, handed out or not."""
-        return self.counts.rows + sum(window.answered() for window in self._queue)
+    def answered(self, call: int) -> int:
+        """About how many rows have their answer to a call, handed out or not."""
+        waiting = sum(len(window.alive) if window.done else window.calls[call].answered() for window in self._queue)
+        return self.askers[call].counts.rows + waiting
 
-    def run(self, windows: Iterator[list[pa.Array]]) -> Iterator[Answers]:
-        """Answer windows of columns (prompt, then fields); closes the stream however it ends.
+    def run(self, source: RowSource) -> Iterator[list[Answers]]:
+        """Answer the rows of all windows, for each window an array for each call; closes the streams however it ends.
 
-        Raises LlmError: LLM_ROW_FAILED, or whatever keeps the engine from starting or going on.
+        Raises LlmError: LLM_ROW_FAILED, LLM_BUDGET_EXCEEDED, or whatever keeps the engine from starting or going on.
         """
-        most_asked = self._settings.window_rows * self._settings.windows_in_flight
         try:
             while True:
-                while (
-                    not self.ended
-                    and len(self._queue) <= self._settings.windows_in_flight
-                    and len(self._asked) + self._settings.window_rows <= most_asked
-                ):
+                while self._may_take():
                     self.on_wait()
-                    self._take(next(windows, None))
+                    self._take(source)
                 if not self._queue:
                     return
-                if self._queue[0].open:
+                if not self._queue[0].done:
                     self.on_wait()
                     self._receive()
                     continue
-                texts = self._queue[0].texts()
-                self._count_rows(self._queue.popleft())
+                texts = self._finish(self._queue.popleft())
                 self.on_progress(True)
                 yield texts
         finally:
-            if self._stream is not None:
-                self._stream.close()
+            for asker in self.askers:
+                asker.close()
 
-    def _take(self, columns: list[pa.Array] | None) -> None:
+    def _may_take(self) -> bool:
+        flow = self._flow
+        if self.ended or not self._queue:
+            return not self.ended
+        if (flow.grant is not None and not self._enough) or any(window.learns for window in self._queue):
+            return False
+        most = flow.window_rows * flow.windows_in_flight
+        return len(self._queue) <= flow.windows_in_flight and all(
+            asker.unanswered + flow.window_rows <= most for asker in self.askers
+        )
+
+    def _take(self, source: RowSource) -> None:
+        order = self._flow.order
+        size = self._granted()
+        if order is not None and order.left and not self._enough:
+            size = min(size, order.left)
+        columns = source.take(size)
         if columns is None:
             self.ended = True
+            if self._flow.grant is not None and not self._enough:
+                self._flow.grant(self._finished, self._hits, True)
             return
-        self.read += len(columns[0])
-        rows = np.flatnonzero(asks(columns[0], columns[1:]))
-        keys = self._keys(columns, rows)
-        call = np.full(len(columns[0]), -1, np.int64)
-        window = _Window(call, [])
-        call[rows], new = self._join(window, keys if self._settings.fold else [None] * len(rows))
-        window.own = len(new)
-        if len(new):
-            self._send([column.take(pa.array(rows[new])) for column in columns], window, call[rows[new]], keys[new])
+        rows = len(columns[0])
+        self.read += rows
+        window = _Window([asker.rows(columns) for asker in self.askers], np.full(rows, not self._enough))
+        if order is not None and not self._enough:
+            window.learns = order.left > 0
+            window.plan = order.plan(rows)
         self._queue.append(window)
+        self._advance(window)
 
-    def _keys(self, columns: list[pa.Array], rows: Ints) -> Answers:
-        """The canonical arguments of ``rows``, where they matter: bytes, else None."""
-        keys = np.full(len(rows), None, np.object_)
-        if self._settings.fold and len(rows):
-            keys[:] = row_keys([column.take(pa.array(rows)) for column in columns], self._settings.call)
-        return keys
-
-    def _join(self, window: _Window, keys: Iterable[bytes | None]) -> tuple[Ints, Ints]:
-        """Give a window its calls, one for equal keys, those of earlier windows too.
-
-        For each key the number of its call in the window, and the positions of the keys whose call is new.
-        """
-        numbers, new = [], []
-        own: dict[bytes, int] = {}
-        for position, key in enumerate(keys):
-            if key is not None and key in own:
-                numbers.append(own[key])
-                continue
-            call = self._memory.get(key) if key is not None else None
-            if call is None:
-                call = _Call(key)
-                new.append(position)
-            if key is not None:
-                own[key] = len(window.calls)
-                self._memory[key] = call
-                self._memory.move_to_end(key)
-            numbers.append(len(window.calls))
-            window.calls.append(call)
-            if not call.done:
-                call.waiting.append(window)
-                window.open += 1
-        while len(self._memory) > REMEMBERED_WINDOWS * self._settings.window_rows:
-            self._memory.popitem(last=False)
-        return np.array(numbers, np.int64), np.array(new, np.int64)
-
-    def _send(self, columns: list[pa.Array], window: _Window, numbers: Ints, keys: Answers) -> None:
-        """Ask for rows in prefix order. numbers: of their calls in the window; keys: their canonical arguments."""
-        settings = self._settings
-        orders = None
-        if settings.order is not None and len(columns) > 1:
-            orders = settings.order.orders(np.stack([hash_values(column) for column in columns[1:]], axis=1))
-        rendered = render(columns[0], columns[1:], settings.fields, orders, settings.instruction_last)
-        order = prefix_order(rendered.codes)
-        batch = request_batch(
-            rendered,
-            order,
-            self._next_id,
-            keys=keys[order].tolist() if settings.fold else None,
-            seeds=self._seeds(columns, order),
-        )
-        calls = [window.calls[number] for number in numbers[order]]
-        self._asked.update(enumerate(calls, self._next_id))
-        self._next_id += len(calls)
-        if self._stream is None:
-            self._stream = self._open_stream()
-        if not self.counts.first_sent:
-            self.counts.first_sent = time.time()
-        self._stream.send(batch)
-
-    def _seeds(self, columns: list[pa.Array], order: Ints) -> list[int] | None:
-        """For draws that repeat, the seed of each row, in this order."""
-        seed = self._settings.seed
-        if seed is None:
-            return None
-        keys = row_keys(columns, self._settings.drawn)
-        return [row_seed(seed, keys[row]) for row in order.tolist()]
+    def _granted(self) -> int:
+        flow = self._flow
+        if flow.grant is None or self._enough:
+            return flow.window_rows
+        size = flow.grant(self._finished, self._hits, False)
+        if not size:
+            self._stop()
+        return min(size, flow.window_rows) or flow.window_rows
 
     def _receive(self) -> None:
-        assert self._stream is not None
-        batch = self._stream.receive()
-        assert batch is not None, "the stream knows of no open row, but rows are open"
-        for name in _SUMMED:
-            setattr(self.counts, name, getattr(self.counts, name) + int(np.sum(_column(batch, name))))
-        columns = (batch[name].to_pylist() for name in ("id", "text", "error", "folded"))
-        for number, text, error, folded in zip(*columns, strict=True):
-            self._settle(self._asked.pop(number), text, error, folded)
-        self.counts.last_answer = time.time()
+        """Wait for an answer that the oldest window needs."""
+        waiting = next(call for call, rows in enumerate(self._queue[0].calls) if rows.open)
+        try:
+            self.askers[waiting].receive()
+        except LimitReached:
+            self._stop()
+        for window in self._queue:
+            self._advance(window)
         self.on_progress(False)
 
-    def _settle(self, call: _Call, text: str | None, error: str | None, folded: bool) -> None:
-        call.text, call.done = text, True
-        for window in call.waiting:
-            window.open -= 1
-        call.waiting.clear()
-        if error is None:
-            self.counts.calls += not folded
-            self.counts.duplicates += folded  # of a row of another task, or of an earlier evaluation
+    def _stop(self) -> None:
+        """The query has its rows: no engine is asked any more."""
+        self._enough = True
+        for asker in self.askers:
+            asker.stop()
+        for window in self._queue:
+            window.alive[:] = False
+
+    def _advance(self, window: _Window) -> None:
+        """Judge what is answered of a window, and ask its next stage, until it has to wait or is done."""
+        stages = 1 if window.plan is None else window.plan.shape[1]
+        while not window.done and not window.is_open():
+            if self._judges and window.alive.any():
+                self._judge(window)
+            if window.stage == stages or not window.alive.any():
+                window.done, window.learns = True, False
+                return
+            for call, (asker, rows) in enumerate(zip(self.askers, window.calls, strict=True)):
+                asker.ask(rows, window.alive & window.asked_in(window.stage, call))
+            window.stage += 1
+
+    def _judge(self, window: _Window) -> None:
+        """Drop the rows that cannot meet the conditions any more, and count those that do."""
+        known = [(rows.request >= 0) | ~rows.askable for rows in window.calls]
+        before = window.alive.copy()
+        positions = np.flatnonzero(before & np.logical_or.reduce(known))
+        answers = [rows.texts()[positions].tolist() for rows in window.calls]
+        masks = [is_known[positions].tolist() for is_known in known]
+        verdicts = [
+            self._verdict(row[: len(answers)], row[len(answers) :]) for row in zip(*answers, *masks, strict=True)
+        ]
+        window.alive[positions[[verdict is False for verdict in verdicts]]] = False
+        window.hits = sum(verdict is True for verdict in verdicts)
+        if window.stage:
+            self._learn(window, before)
+
+    def _verdict(self, answers: tuple[str | None, ...], known: tuple[bool, ...]) -> bool | None:
+        row = (answers, known)
+        if row not in self._verdicts:
+            if len(self._verdicts) >= _VERDICTS:
+                self._verdicts.clear()
+            self._verdicts[row] = judge(self._flow.conditions, answers, known)
+        return self._verdicts[row]
+
+    def _learn(self, window: _Window, before: Bools) -> None:
+        """Tell the order what the last stage cost and dropped. before: the rows that were alive then."""
+        order = self._flow.order
+        if order is None:
             return
-        if call.key is not None:
-            self._memory.pop(call.key, None)  # an equal row later gets a chance of its own
-        self.counts.fail(error)
-        if self._settings.fail:
-            raise LlmError("LLM_ROW_FAILED", reason=error)
+        for call, (asker, rows) in enumerate(zip(self.askers, window.calls, strict=True)):
+            asked = before & (rows.request >= 0) & window.asked_in(window.stage - 1, call)
+            order.judged(call, int(np.count_nonzero(asked)), int(np.count_nonzero(asked & ~window.alive)))
+            now = (asker.received, asker.counts.prompt_tokens + asker.counts.output_tokens)
+            order.received(call, now[0] - self._known[call][0], now[1] - self._known[call][1])
+            self._known[call] = now
 
-    def _count_rows(self, window: _Window) -> None:
-        nulls = int(np.count_nonzero(window.call < 0))
-        self.counts.rows += len(window.call)
-        self.counts.nulls += nulls
-        self.counts.duplicates += len(window.call) - nulls - window.own
-
-
-def _column(batch: pa.RecordBatch, name: str) -> npt.NDArray[Any]:
-    values: npt.NDArray[Any] = batch[name].to_numpy()
-    return values
-
-
-def rechunk(batches: Iterable[Sequence[pa.Array]], rows: int) -> Iterator[list[pa.Array]]:
-    """Columns in batches of any size -> columns in windows of ``rows``, the last one shorter."""
-    held: list[Sequence[pa.Array]] = []
-    count = 0
-    for batch in batches:
-        start, size = 0, len(batch[0])
-        while start < size:
-            taken = min(rows - count, size - start)
-            held.append([column.slice(start, taken) for column in batch])
-            start += taken
-            count += taken
-            if count == rows:
-                yield _joined(held)
-                held, count = [], 0
-    if count:
-        yield _joined(held)
-
-
-def _joined(parts: list[Sequence[pa.Array]]) -> list[pa.Array]:
-    return [pa.concat_arrays(columns) for columns in zip(*parts, strict=True)]
+    def _finish(self, window: _Window) -> list[Answers]:
+        for asker, rows in zip(self.askers, window.calls, strict=True):
+            asker.count(rows)
+        self._finished += len(window.alive)
+        self._hits += window.hits
+        return [rows.texts() for rows in window.calls]

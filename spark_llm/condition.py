@@ -58,7 +58,8 @@ def judge(conditions: Sequence[Condition], answers: Sequence[str | None], known:
 
 
 def _value(tree: Condition, answers: Sequence[str | None], known: Sequence[bool]) -> Value:
-    kind, *rest = tree
+    kind: str = tree[0]
+    rest = tree[1:]
     if kind == "answer":
         return answers[rest[0]] if known[rest[0]] else UNKNOWN
     if kind == "literal":

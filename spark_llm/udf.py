@@ -1,23 +1,24 @@
-"""The pandas UDF behind ``llm(...)``: in each Spark task it hands rows to the engine beside the executor."""
+"""The pandas UDFs behind ``llm(...)``: in each Spark task they hand rows to the engine beside the executor."""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
 
 from spark_llm import config
-from spark_llm.answering import Answering, AnswerSettings, rechunk
+from spark_llm.answering import Answering, Flow, Grant, RowSource
+from spark_llm.asking import Answers, Asker
 from spark_llm.backchannel import Sender
-from spark_llm.call import CallSpec, PromptPlan
-from spark_llm.engine.request import SamplingParams
+from spark_llm.call import CallSpec, GroupSpec
+from spark_llm.call_settings import answer_settings, stream_header
 from spark_llm.engine.service import client
-from spark_llm.engine.service.protocol import StreamOpen
-from spark_llm.optimizer.reorder.order_table import OrderTable
+from spark_llm.engine.service.protocol import WindowRequest
+from spark_llm.predicate_order import predicate_order
 from spark_llm.tally import TaskUpdate
 from spark_llm.worker_socket import WorkerSocket
 
@@ -32,111 +33,152 @@ PROMPT_CHARACTERS = 200  # of a prompt in reports
 VARYING_PROMPTS = "(a prompt for each row)"
 
 Batch = tuple[pd.Series, ...]
+Task = Callable[[Iterator[Batch]], Iterator[Any]]
 
 
 def make_udf(reports: Reports, tables: Mapping[str, bytes] | None = None, calls: int = 0) -> Any:
-    """The UDF for ``reports``' SparkContext: (CallSpec as JSON, prompt, fields ...) STRING -> answer STRING.
+    """The UDF for ``reports``' SparkContext, as a pyspark UserDefinedFunction.
 
+    calls == 0: (CallSpec as JSON, prompt, fields ... STRING, [mask BOOLEAN]) -> answer STRING. Else that of groups of
+    so many calls: (GroupSpec as JSON, their columns ...) -> STRUCT<a0: STRING, a1: STRING ...>.
     tables: the order tables that specs name, encoded; they travel with the function to every task.
-    Returns a pyspark UserDefinedFunction, deterministic; the function builder asks for the other kind where a
-    call samples without a seed.
+    Deterministic; the function builder asks for the other kind where a call samples without a seed.
     """
-    from pyspark.sql.functions import pandas_udf
-
     sink = reports.sink
     known = dict(tables or {})
+    answer = answer_group if calls else answer_task
 
-    def llm(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:
-        return answer_task(batches, sink, known)
+    def llm(batches: Iterator[Batch]) -> Iterator[Any]:
+        return answer(batches, sink, known)
+
+    return pandas_function(llm, calls)
+
+
+def pandas_function(task: Task, calls: int = 0) -> Any:
+    """``task`` as the UDF of one call, or of a group of ``calls``."""
+    from pyspark.sql.functions import pandas_udf
 
     # The hints must be objects for Spark to see what kind of UDF this is; here they would be text.
-    llm.__annotations__ = {"batches": Iterator[tuple[pd.Series, ...]], "return": Iterator[pd.Series]}
-    return pandas_udf(llm, "string")
+    output = pd.DataFrame if calls else pd.Series
+    task.__annotations__ = {"batches": Iterator[tuple[pd.Series, ...]], "return": Iterator[output]}  # type: ignore[valid-type]
+    members = ", ".join(f"a{number}: string" for number in range(calls))
+    return pandas_udf(task, f"struct<{members}>" if calls else "string")
 
 
 def answer_task(batches: Iterator[Batch], sink: ReportSink, tables: Mapping[str, bytes]) -> Iterator[pd.Series]:
-    """Answer one task's rows in order; contacts no engine unless a row needs one. Raises LlmError."""
+    """Answer one task's rows of a call in order; contacts no engine unless a row needs one. Raises LlmError."""
+    for texts in _answer(batches, sink, tables, _group_of_one):
+        yield pd.Series(texts[0])
+
+
+def answer_group(batches: Iterator[Batch], sink: ReportSink, tables: Mapping[str, bytes]) -> Iterator[pd.DataFrame]:
+    """Answer one task's rows of a group of calls in order, a column ``a0``, ``a1`` ... for each. Raises LlmError."""
+    for texts in _answer(batches, sink, tables, GroupSpec.decode):
+        yield pd.DataFrame({f"a{number}": column for number, column in enumerate(texts)})
+
+
+def _group_of_one(text: str) -> GroupSpec:
+    spec = CallSpec.decode(text)
+    return GroupSpec(calls=(spec,), arguments=(tuple(range(1 + len(spec.fields) + spec.masked)),))
+
+
+def _answer(
+    batches: Iterator[Batch], sink: ReportSink, tables: Mapping[str, bytes], decode: Callable[[str], GroupSpec]
+) -> Iterator[list[Answers]]:
     from pyspark import TaskContext
 
     first = next((batch for batch in batches if len(batch[0])), None)
     if first is None:
         return
-    spec = CallSpec.decode(first[0].iloc[0])
+    group = decode(first[0].iloc[0])
     conf = config.from_task()
     context = TaskContext.get()
     assert context is not None
-    query = query_id(context)
-
-    def open_stream() -> client.AnswerStream:
-        teller.tell(True)  # the engine may have to start first
-        engine = client.connect(conf.engine_spec(spec.model), conf.start_timeout)
-        return engine.stream(stream_header(spec, conf, query))
-
-    answering = Answering(answer_settings(spec, conf, tables), open_stream)
-    update = TaskUpdate(
-        query=query,
-        task=secrets.token_hex(8),
-        stage=context.stageId(),
-        attempt=context.taskAttemptId(),
-        prompt=prompt_label(first[1]),
-        progress=conf.progress,
-        counts=answering.counts,
-    )
-    teller = _Teller(answering, update, sink)
+    task = _Task(group, conf, context)
+    askers = [
+        Asker(answer_settings(spec, conf, tables, columns), task.opens(spec))
+        for spec, columns in zip(group.calls, group.arguments, strict=True)
+    ]
+    answering = Answering(askers, task.flow())
+    updates = [
+        TaskUpdate(
+            query=task.query,
+            task=secrets.token_hex(8),
+            stage=context.stageId(),
+            attempt=context.taskAttemptId(),
+            prompt=prompt_label(first[1 + columns[0]]),
+            progress=conf.progress,
+            counts=asker.counts,
+        )
+        for asker, columns in zip(askers, group.arguments, strict=True)
+    ]
+    teller = _Teller(answering, updates, sink)
+    task.on_connect = lambda: teller.tell(True)  # the engine may have to start first
     answering.on_progress = teller.tell
     spark = WorkerSocket()
     answering.on_wait = spark.flush
     try:
-        columns = _arrow_columns(first, batches, conf.window_rows)
-        for texts in answering.run(rechunk(columns, conf.window_rows)):
-            yield pd.Series(texts)
+        yield from answering.run(RowSource(_arrow_columns(first, batches, conf.window_rows, group)))
     finally:
         spark.close()
         teller.close()
 
 
-def answer_settings(spec: CallSpec, conf: LlmConf, tables: Mapping[str, bytes]) -> AnswerSettings:
-    """A call's constants and the session's configuration -> how a task answers."""
-    plan = spec.prompt or PromptPlan()
-    return AnswerSettings(
-        fields=spec.fields,
-        call=spec.canonical(),
-        window_rows=conf.window_rows,
-        windows_in_flight=conf.windows_in_flight,
-        fold=spec.rows is not None and spec.rows.fold and spec.is_repeatable,
-        seed=spec.seed if spec.temperature else None,
-        drawn=spec.drawn(),
-        fail=conf.on_error == "fail",
-        order=order_table(plan, tables),
-        instruction_last=plan.instruction_last,
-    )
+class _Task:
+    """Who asks: the calls of a plan node, in an attempt of a Spark task, as its session is configured."""
 
+    def __init__(self, group: GroupSpec, conf: LlmConf, context: TaskContext) -> None:
+        self.query = query_id(context)
+        self.on_connect: Callable[[], None] = lambda: None
+        self._group = group
+        self._conf = conf
+        self._context = context
+        # What a lost attempt found let others stop, so the next one has to find it again, without a limit.
+        self._limit = group.limit if context.attemptNumber() == 0 else 0
 
-def order_table(plan: PromptPlan, tables: Mapping[str, bytes]) -> OrderTable | None:
-    """The order table of a call; None where its fields stand as written."""
-    if plan.table is not None:
-        return OrderTable.decode(tables[plan.table])
-    return OrderTable.fixed(plan.fields) if plan.fields else None
+    def opens(self, spec: CallSpec) -> Callable[[], client.AnswerStream]:
+        """What opens a stream for a call's rows."""
+        header = stream_header(spec, self._conf, self.query, self._group.node if self._limit else "", self._limit)
+        return lambda: self._connect(spec).stream(header)
 
+    def flow(self) -> Flow:
+        """How windows go through the calls."""
+        group, conf = self._group, self._conf
+        order = None
+        if group.conditions and len(group.calls) > 1:
+            key = (self.query, group.node or group.encode())
+            order = predicate_order(key, len(group.calls), max(1, conf.task_cores))
+        return Flow(
+            window_rows=conf.window_rows,
+            windows_in_flight=conf.windows_in_flight,
+            conditions=group.conditions,
+            order=order,
+            grant=self._grants() if self._limit else None,
+        )
 
-def stream_header(spec: CallSpec, conf: LlmConf, query: str) -> StreamOpen:
-    """What is constant for all rows of a task, for the engine."""
-    given = {name: value for name in ("temperature", "top_p", "top_k") if (value := getattr(spec, name)) is not None}
-    params = SamplingParams(
-        max_tokens=conf.max_output_length if spec.max_tokens is None else spec.max_tokens,
-        stop=spec.stop,
-        **given,
-    )
-    plan = spec.prompt or PromptPlan()
-    return StreamOpen(
-        query=query,
-        params=params,
-        system=spec.system,
-        instruction_segments=0 if plan.instruction_last else 1,
-        later_calls=plan.later_calls,
-        shared_segments=len(spec.fields) if plan.instruction_last else 0,
-        reuse=conf.prefix_cache,
-    )
+    def _grants(self) -> Grant:
+        engines: list[client.EngineClient] = []
+
+        def grant(rows: int, hits: int, ended: bool) -> int:
+            request = WindowRequest(
+                query=self.query,
+                node=self._group.node,
+                limit=self._limit,
+                partition=self._context.partitionId(),
+                attempt=self._context.taskAttemptId(),
+                rows=rows,
+                hits=hits if self._group.conditions else 0,
+                ended=ended,
+            )
+            if not engines:
+                engines.append(self._connect(self._group.calls[0]))
+            return engines[0].window(request)
+
+        return grant
+
+    def _connect(self, spec: CallSpec) -> client.EngineClient:
+        self.on_connect()
+        return client.connect(self._conf.engine_spec(spec.model), self._conf.start_timeout)
 
 
 def prompt_label(prompts: pd.Series) -> str:
@@ -153,39 +195,44 @@ def query_id(context: TaskContext) -> str:
     return execution if execution is not None else f"stage-{context.stageId()}"
 
 
-def _arrow_columns(first: Batch, batches: Iterator[Batch], rows: int) -> Iterator[list[pa.Array]]:
-    """Prompt and fields of all batches as string arrays of at most ``rows`` rows."""
+def _arrow_columns(first: Batch, batches: Iterator[Batch], rows: int, group: GroupSpec) -> Iterator[Sequence[pa.Array]]:
+    """Prompts, fields and masks of all batches as arrays of at most ``rows`` rows."""
+    masks = {columns[-1] for spec, columns in zip(group.calls, group.arguments, strict=True) if spec.masked}
+    types = [pa.bool_() if number in masks else pa.utf8() for number in range(len(first) - 1)]
     batch: Batch | None = first
     while batch is not None:
         for start in range(0, len(batch[0]), rows):
             parts = (column.iloc[start : start + rows] for column in batch[1:])
-            yield [pa.array(part, pa.utf8(), from_pandas=True) for part in parts]
+            yield [pa.array(part, kind, from_pandas=True) for part, kind in zip(parts, types, strict=True)]
         batch = next(batches, None)
 
 
 class _Teller:
     """Tells the driver how far a task is: now and then, before rows are handed to Spark, and at the end."""
 
-    def __init__(self, answering: Answering, update: TaskUpdate, sink: ReportSink) -> None:
+    def __init__(self, answering: Answering, updates: Sequence[TaskUpdate], sink: ReportSink) -> None:
         self._answering = answering
-        self._update = update
+        self._updates = updates
         self._sink = sink
-        self._sender = Sender(sink.address)
+        self._senders = [Sender(sink.address) for _ in updates]
         self._told = 0.0
 
     def tell(self, is_due: bool) -> None:
         now = time.monotonic()
         if is_due or now - self._told >= PROGRESS_SECONDS:
             self._told = now
-            self._sender.send(self._newest())
+            for sender, update in zip(self._senders, self._newest(), strict=True):
+                sender.send(update)
 
     def close(self) -> None:
         self.tell(True)  # a task that fails has counts that it did not tell, and no accumulator
-        self._sink.accumulator.add([self._newest()])
-        self._sender.close()
+        self._sink.accumulator.add(self._newest())
+        for sender in self._senders:
+            sender.close()
 
-    def _newest(self) -> TaskUpdate:
-        update, answering = self._update, self._answering
-        update.number += 1
-        update.read, update.answered, update.ended = answering.read, answering.answered, answering.ended
-        return update
+    def _newest(self) -> list[TaskUpdate]:
+        answering = self._answering
+        for call, update in enumerate(self._updates):
+            update.number += 1
+            update.read, update.answered, update.ended = answering.read, answering.answered(call), answering.ended
+        return list(self._updates)

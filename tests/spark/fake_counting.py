@@ -135,7 +135,7 @@ def fake_counting_udf(sink: Any, tables: Mapping[str, bytes], calls: int, folder
 
     reads_order: answers depend on the seed and on the order of a prompt's lines; else only on which ones there are.
     """
-    return fake_udf(sink, tables, lambda: FakeCountingClient(folder, reads_order))
+    return fake_udf(sink, tables, lambda: FakeCountingClient(folder, reads_order), calls)
 
 
 @contextlib.contextmanager

@@ -74,21 +74,21 @@ def fake_udf(
     sink: Any,
     tables: Mapping[str, bytes] | None = None,
     make_client: Callable[[], Any] = FakeClient,
+    calls: int = 0,
 ) -> Any:
-    """The real UDF with a fake client in place of the engine's; ``sink``, ``tables`` as in ``udf.make_udf``."""
-    from pyspark.sql.functions import pandas_udf
+    """The real UDF with a fake client in place of the engine's; the rest as in ``udf.make_udf``."""
+    from spark_llm.udf import pandas_function
 
     known = dict(tables or {})
 
-    def llm(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:
+    def llm(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[Any]:
         from spark_llm import udf
 
         real = udf.client.connect
         udf.client.connect = lambda spec, start_timeout=0.0: make_client()  # type: ignore[assignment,return-value]
         try:
-            yield from udf.answer_task(batches, sink, known)
+            yield from (udf.answer_group if calls else udf.answer_task)(batches, sink, known)
         finally:
             udf.client.connect = real  # Spark uses a worker again, also for tests with the real engine
 
-    llm.__annotations__ = {"batches": Iterator[tuple[pd.Series, ...]], "return": Iterator[pd.Series]}
-    return pandas_udf(llm, "string")
+    return pandas_function(llm, calls)

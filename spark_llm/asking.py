@@ -1,0 +1,302 @@
+"""One call's side of a task: which of its rows share a request, what is sent, and what came back.
+
+Rows are looked up by their canonical arguments; what is new is rendered, sorted and sent. This module knows no Spark:
+it takes Arrow columns and an open stream.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from spark_llm.call import FieldSpec
+from spark_llm.canonical import row_keys, row_seed
+from spark_llm.errors import LlmError, catalogue
+from spark_llm.optimizer.reorder.hashing import hash_values
+from spark_llm.optimizer.reorder.window import prefix_order
+from spark_llm.prompt import asks, render, request_batch
+from spark_llm.tally import Counts
+
+if TYPE_CHECKING:
+    from spark_llm.engine.service.client import AnswerStream
+    from spark_llm.optimizer.reorder.order_table import OrderTable
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Answers = npt.NDArray[np.object_]
+
+REMEMBERED_WINDOWS = 4  # how many windows' worth of answers a task keeps for later equal rows
+
+_OVER_BUDGET = "LLM_BUDGET_EXCEEDED"
+_SUMMED = (
+    "prompt_tokens",
+    "instruction_tokens",
+    "cached_tokens",
+    "cached_instruction_tokens",
+    "computed_tokens",
+    "recomputed_tokens",
+    "output_tokens",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerSettings:
+    """How a call's rows are answered.
+
+    columns: which of a window's are the call's: prompt, fields, and the mask where ``masked``; None: all of them.
+    call: what a row's answer depends on beside its arguments (``CallSpec.canonical``). window_rows: the most rows that
+    are rendered and sent together. fold: equal rows share a request. seed: of sampled calls that are to repeat; drawn:
+    what a row's draws depend on beside it (``CallSpec.drawn``). fail: a row that cannot be answered fails the query
+    instead of being NULL; partial: one beyond the budget does not. order: the field order of each row, None as
+    written. instruction_last: the fields stand before the prompt.
+    """
+
+    fields: Sequence[FieldSpec]
+    window_rows: int
+    fold: bool
+    columns: Sequence[int] | None = None
+    masked: bool = False
+    call: bytes = b""
+    seed: int | None = None
+    drawn: bytes = b""
+    fail: bool = False
+    partial: bool = False
+    order: OrderTable | None = None
+    instruction_last: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """One request and the rows that wait for it, a window each. void: as what its rows count if it got no answer."""
+
+    key: bytes | None
+    text: str | None = None
+    done: bool = False
+    void: Literal["", "over_budget", "skipped"] = ""
+    waiting: list[CallRows] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class CallRows:
+    """A window's rows of one call.
+
+    needed: bool [rows], what the mask says. askable: bool [rows], of these the rows whose arguments ask something.
+    request: int64 [rows], numbers into ``requests``, -1 for a row that is not asked. own: the requests that were sent
+    for this window, the others were for earlier ones. open: how many of ``requests`` are unanswered.
+    """
+
+    columns: list[pa.Array]
+    needed: Bools
+    askable: Bools
+    request: Ints
+    requests: list[_Request] = field(default_factory=list)
+    own: list[_Request] = field(default_factory=list)
+    open: int = 0
+
+    def answered(self) -> int:
+        """About how many rows have their answer, of those that were asked."""
+        rows = len(self.request)
+        return rows * (len(self.requests) - self.open) // len(self.requests) if self.requests else 0
+
+    def texts(self) -> Answers:
+        """object [rows]: the answers, None for NULL and for rows that are not asked or not answered yet."""
+        return np.array([*(request.text for request in self.requests), None], dtype=object)[self.request]
+
+
+class Asker:
+    """Asks for the rows of one call of a task; ``counts`` tell what came of them.
+
+    ``open_stream`` is called when the first row needs the engine. ``received``: answers that came.
+    """
+
+    def __init__(self, settings: AnswerSettings, open_stream: Callable[[], AnswerStream]) -> None:
+        self.counts = Counts()
+        self.received = 0
+        self._settings = settings
+        self._open_stream = open_stream
+        self._stream: AnswerStream | None = None
+        self._sent: dict[int, _Request] = {}
+        self._memory: OrderedDict[bytes, _Request] = OrderedDict()
+        self._next_id = 0
+
+    @property
+    def unanswered(self) -> int:
+        """How many requests wait for the engine."""
+        return len(self._sent)
+
+    def rows(self, columns: Sequence[pa.Array]) -> CallRows:
+        """This call's part of a window; nothing is asked yet."""
+        settings = self._settings
+        own = list(columns) if settings.columns is None else [columns[number] for number in settings.columns]
+        if settings.masked:
+            mask = pc.fill_null(own.pop(), False).to_numpy(zero_copy_only=False)
+        else:
+            mask = np.ones(len(own[0]), np.bool_)
+        return CallRows(own, mask, mask & asks(own[0], own[1:]), np.full(len(own[0]), -1, np.int64))
+
+    def ask(self, rows: CallRows, wanted: Bools) -> None:
+        """Ask for the rows of a window that are wanted and have not been asked; equal rows share a request."""
+        positions = np.flatnonzero(wanted & rows.askable & (rows.request < 0))
+        keys = self._keys(rows.columns, positions)
+        numbers, new = self._join(rows, keys if self._settings.fold else [None] * len(positions))
+        rows.request[positions] = numbers
+        if len(new):
+            requests = [rows.requests[number] for number in numbers[new]]
+            rows.own += requests
+            self._send([column.take(pa.array(positions[new])) for column in rows.columns], requests, keys[new])
+
+    def receive(self) -> None:
+        """Take the next answers in; some row has to wait for one. Raises LlmError (LLM_ROW_FAILED, LLM_BUDGET_EXCEEDED,
+        whatever keeps the engine from going on), and LimitReached."""
+        assert self._stream is not None
+        batch = self._stream.receive()
+        assert batch is not None, "the stream knows of no open row, but rows are open"
+        for name in _SUMMED:
+            setattr(self.counts, name, getattr(self.counts, name) + int(np.sum(_column(batch, name))))
+        self.counts.last_answer = time.time()
+        columns = (batch[name].to_pylist() for name in ("id", "text", "error", "folded", "stored"))
+        for number, text, error, folded, stored in zip(*columns, strict=True):
+            self.received += 1
+            request = self._settle(self._sent.pop(number), text)
+            if error is not None:
+                self._fail(request, error)
+            elif stored:
+                self.counts.stored += 1
+            elif folded:
+                self.counts.duplicates += 1  # of a row of another task, or of an earlier evaluation
+            else:
+                self.counts.calls += 1
+
+    def stop(self) -> None:
+        """The query needs no more rows: what is unanswered stays so, and the engine is left alone."""
+        for request in self._sent.values():
+            self._settle(request, None).void = "skipped"
+        self._sent.clear()
+        self.close()
+
+    def close(self) -> None:
+        """Close the stream, which cancels what is unanswered."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def count(self, rows: CallRows) -> None:
+        """Count a window's rows, when their answers are handed out."""
+        counts, asked = self.counts, rows.request >= 0
+        counts.rows += len(asked)
+        counts.nulls += int(np.count_nonzero(rows.needed & ~rows.askable))
+        counts.skipped += int(np.count_nonzero(~rows.needed | (rows.askable & ~asked)))
+        counts.duplicates += int(np.count_nonzero(asked)) - len(rows.own)
+        if any(request.void for request in rows.requests):
+            sizes = np.bincount(rows.request[asked], minlength=len(rows.requests)).tolist()
+            for request, size in zip(rows.requests, sizes, strict=True):
+                if request.void:
+                    setattr(counts, request.void, getattr(counts, request.void) + size)
+                    counts.duplicates -= size
+            counts.duplicates += sum(bool(request.void) for request in rows.own)
+
+    def _keys(self, columns: Sequence[pa.Array], positions: Ints) -> Answers:
+        """The canonical arguments of rows, where they matter: bytes, else None."""
+        keys = np.full(len(positions), None, np.object_)
+        if self._settings.fold and len(positions):
+            keys[:] = row_keys([column.take(pa.array(positions)) for column in columns], self._settings.call)
+        return keys
+
+    def _join(self, rows: CallRows, keys: Iterable[bytes | None]) -> tuple[Ints, Ints]:
+        """Give a window its requests, one for equal keys, those of earlier windows too.
+
+        For each key the number of its request in the window, and the positions of the keys whose request is new.
+        """
+        numbers, new = [], []
+        own: dict[bytes, int] = {}
+        for position, key in enumerate(keys):
+            if key is not None and key in own:
+                numbers.append(own[key])
+                continue
+            request = self._memory.get(key) if key is not None else None
+            if request is None:
+                request = _Request(key)
+                new.append(position)
+            if key is not None:
+                own[key] = len(rows.requests)
+                self._memory[key] = request
+                self._memory.move_to_end(key)
+            numbers.append(len(rows.requests))
+            rows.requests.append(request)
+            if not request.done:
+                request.waiting.append(rows)
+                rows.open += 1
+        while len(self._memory) > REMEMBERED_WINDOWS * self._settings.window_rows:
+            self._memory.popitem(last=False)
+        return np.array(numbers, np.int64), np.array(new, np.int64)
+
+    def _send(self, columns: Sequence[pa.Array], requests: Sequence[_Request], keys: Answers) -> None:
+        """Ask for rows in prefix order. keys: their canonical arguments."""
+        settings = self._settings
+        orders = None
+        if settings.order is not None and len(columns) > 1:
+            orders = settings.order.orders(np.stack([hash_values(column) for column in columns[1:]], axis=1))
+        rendered = render(columns[0], columns[1:], settings.fields, orders, settings.instruction_last)
+        order = prefix_order(rendered.codes)
+        batch = request_batch(
+            rendered,
+            order,
+            self._next_id,
+            keys=keys[order].tolist() if settings.fold else None,
+            seeds=self._seeds(columns, order),
+        )
+        self._sent.update(enumerate((requests[row] for row in order.tolist()), self._next_id))
+        self._next_id += len(requests)
+        if self._stream is None:
+            self._stream = self._open_stream()
+        if not self.counts.first_sent:
+            self.counts.first_sent = time.time()
+        self._stream.send(batch)
+
+    def _seeds(self, columns: Sequence[pa.Array], order: Ints) -> list[int] | None:
+        """For draws that repeat, the seed of each row, in this order."""
+        seed = self._settings.seed
+        if seed is None:
+            return None
+        keys = row_keys(columns, self._settings.drawn)
+        return [row_seed(seed, keys[row]) for row in order.tolist()]
+
+    def _settle(self, request: _Request, text: str | None) -> _Request:
+        request.text, request.done = text, True
+        for rows in request.waiting:
+            rows.open -= 1
+        request.waiting.clear()
+        return request
+
+    def _fail(self, request: _Request, error: str) -> None:
+        if request.key is not None:
+            self._memory.pop(request.key, None)  # an equal row later gets a chance of its own
+        if error.startswith(f"[{_OVER_BUDGET}]"):
+            if not self._settings.partial:
+                raise _over_budget(error)
+            request.void = "over_budget"
+            return
+        self.counts.fail(error)
+        if self._settings.fail:
+            raise LlmError("LLM_ROW_FAILED", reason=error)
+
+
+def _over_budget(error: str) -> LlmError:
+    """The LlmError whose text the engine sent."""
+    message = re.sub(r"<(\w+)>", r"(?P<\1>.*)", re.escape(catalogue()[_OVER_BUDGET]["message"]))
+    found = re.search(message, error)
+    return LlmError(_OVER_BUDGET, **(found.groupdict() if found else {}))
+
+
+def _column(batch: pa.RecordBatch, name: str) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any] = batch[name].to_numpy()
+    return values
