@@ -15,6 +15,7 @@ _EXPORTS = {
     "session": "spark_llm.session",
     "compare_orders": "spark_llm.compare",
     "OrderComparison": "spark_llm.compare",
+    "clear_cache": "spark_llm.cache",
     "last_report": "spark_llm.report",
     "reports": "spark_llm.report",
     "Report": "spark_llm.report",
@@ -22,6 +23,7 @@ _EXPORTS = {
 }
 
 if TYPE_CHECKING:
+    from spark_llm.cache import clear_cache as clear_cache
     from spark_llm.compare import OrderComparison as OrderComparison
     from spark_llm.compare import compare_orders as compare_orders
     from spark_llm.errors import LlmError as LlmError
