@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
+from typing import TypeVar
 
+import msgspec
 import pyarrow as pa
 import pyarrow.flight as flight
 
@@ -16,13 +19,15 @@ from spark_llm.engine.service import folder as folders
 from spark_llm.engine.service import launch, process
 from spark_llm.engine.service.folder import EngineFolder, EngineState
 from spark_llm.engine.service.probe import ask, connection
-from spark_llm.engine.service.protocol import EngineStatus, StreamOpen
-from spark_llm.engine.service.stream import AnswerStream
+from spark_llm.engine.service.protocol import EngineStatus, StreamOpen, WindowGrant, WindowRequest
+from spark_llm.engine.service.stream import AnswerStream, LimitReached
 
-__all__ = ["AnswerStream", "EngineClient", "connect", "list_engines"]
+__all__ = ["AnswerStream", "EngineClient", "LimitReached", "clear_caches", "connect", "list_engines"]
 
 _STATUS_SECONDS = 10.0
 _LOST = (flight.FlightError, pa.ArrowException, OSError)
+_OPTIONS = flight.FlightCallOptions(timeout=_STATUS_SECONDS)
+_T = TypeVar("_T")
 
 
 class EngineClient:
@@ -45,6 +50,16 @@ class EngineClient:
             return ask(self.channel(), _STATUS_SECONDS)
         except _LOST:
             return ask(self.reconnect(), _STATUS_SECONDS)
+
+    def window(self, request: WindowRequest) -> int:
+        """How many rows a task may ask next; 0: the limit is reached. Raises what ``connect`` raises.
+
+        An engine that is lost is started and asked again: what the request tells are totals.
+        """
+        try:
+            return _window(self.channel(), request)
+        except _LOST:
+            return _window(self.reconnect(), request)
 
     def channel(self) -> flight.FlightClient:
         """The Flight client of the latest connection; the engine behind it may have ended."""
@@ -90,6 +105,15 @@ def connect(spec: EngineSpec, start_timeout: float = 600.0) -> EngineClient:
 
 def list_engines() -> list[EngineStatus]:
     """The engines of this user on this host that answer, of whatever executor or model."""
+    return _ask_all(lambda client: ask(client, timeout=2.0))
+
+
+def clear_caches() -> int:
+    """Tells the engines of this user on this host to forget the answers in memory; how many did."""
+    return len(_ask_all(lambda client: list(client.do_action(flight.Action("clear_cache", b""), _OPTIONS))))
+
+
+def _ask_all(question: Callable[[flight.FlightClient], _T]) -> list[_T]:
     found = []
     with _listing:
         sockets = {state.socket for folder in folders.all_folders() if (state := _living(folder)) is not None}
@@ -98,10 +122,15 @@ def list_engines() -> list[EngineStatus]:
         for socket in sorted(sockets):
             client = _listed.setdefault(socket, connection(socket))
             try:
-                found.append(ask(client, timeout=2.0))
+                found.append(question(client))
             except _LOST:
                 _listed.pop(socket).close()
     return found
+
+
+def _window(client: flight.FlightClient, request: WindowRequest) -> int:
+    (result,) = client.do_action(flight.Action("window", msgspec.json.encode(request)), _OPTIONS)
+    return msgspec.json.decode(result.body.to_pybytes(), type=WindowGrant).rows
 
 
 def _living(folder: EngineFolder) -> EngineState | None:

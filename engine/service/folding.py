@@ -12,22 +12,30 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from spark_llm.engine.request import Completion, Request
 from spark_llm.errors import LlmError
 
+if TYPE_CHECKING:
+    from spark_llm.engine.service.protocol import ResultCache
+
 ANSWER_BYTES = 64 << 20  # of answers that are kept for equal rows
 _ENTRY_BYTES = 400  # of a kept answer, beside its tokens and its key
-_REFUSALS = frozenset({"LLM_CONTEXT_LENGTH_EXCEEDED", "LLM_INVALID_REQUEST"})  # an equal request fails likewise
+# an equal request fails likewise
+_REFUSALS = frozenset({"LLM_CONTEXT_LENGTH_EXCEEDED", "LLM_INVALID_REQUEST", "LLM_BUDGET_EXCEEDED"})
 
 
 class Answer(NamedTuple):
-    """What a stream is told of one of its rows. folded: another row of the query reports the cost."""
+    """What a stream is told of one of its rows.
+
+    folded: another row of the query reports the cost. stored: the answer was in the result cache, and cost nothing.
+    """
 
     row: int
     completion: Completion
     folded: bool
+    stored: bool = False
 
 
 @dataclass(eq=False)
@@ -35,15 +43,20 @@ class Stream:
     """One exchange. ``flights`` are those that its rows lead or wait for; ``Folding`` guards it.
 
     id: unique within the engine. scope: what all its rows have in common and an equal row must have, too, in bytes.
+    node: of the query's plan, which may have a limit. cache: the result cache of its rows.
     outbox: answers to be written to the client; an empty list wakes the writer. error: what ends the stream.
+    closed: nobody wants its rows any more; stopped: because the query has enough of them.
     """
 
     query: str = ""
     scope: bytes = b""
     id: int = -1
+    node: str = ""
+    cache: ResultCache | None = None
     outbox: queue.SimpleQueue[list[Answer]] = field(default_factory=queue.SimpleQueue)
     flights: set[Flight] = field(default_factory=set)
     closed: bool = False
+    stopped: bool = False
     error: LlmError | None = None
 
     def fail(self, error: LlmError) -> None:
@@ -90,10 +103,12 @@ class Folding:
     def claim(self, stream: Stream, rows: Sequence[int], keys: Sequence[bytes | None]) -> Claim:
         """Takes in rows of ``stream``. Rows that the claim does not name as to be computed are folded:
 
-        their answers come in time, or are in the stream's outbox already.
+        their answers come in time, or are in the stream's outbox already. Rows of a closed stream are dropped.
         """
         positions, flights, known = [], [], []
         with self._lock:
+            if stream.closed:
+                return Claim([], [], 0)
             for position, (row, given) in enumerate(zip(rows, keys, strict=True)):
                 key = (stream.query, stream.scope + given) if given is not None and stream.query else None
                 flight = None
@@ -145,17 +160,20 @@ class Folding:
             stream.flights.clear()
         return cancelled
 
-    def settle(self, flight: Flight, completion: Completion) -> tuple[dict[Stream, list[Answer]], bool]:
+    def settle(
+        self, flight: Flight, completion: Completion, stored: bool = False
+    ) -> tuple[dict[Stream, list[Answer]], bool]:
         """A flight's request is done: who is told what, and whether it is to be computed once more.
 
-        What failed by chance is told to the row that led; the others get one more try.
+        What failed by chance is told to the row that led; the others get one more try. stored: the completion comes
+        from the result cache.
         """
         with self._lock:
             if not self._prune(flight):
                 self._end(flight)
                 return {}, False
             (leader, row), *others = flight.rows
-            told = {leader: [Answer(row, completion, folded=False)]}
+            told = {leader: [Answer(row, completion, folded=False, stored=stored)]}
             if completion.error is None:
                 answer = _free_of_cost(completion)
                 if flight.key is not None:

@@ -11,13 +11,16 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from spark_llm.engine.request import Completion, Request
+from spark_llm.engine.service.budgets import Budgets
 from spark_llm.engine.service.folding import Answer, Claim, Flight, Folding, Stream
-from spark_llm.engine.service.protocol import EngineStatus
+from spark_llm.engine.service.limits import Limits
+from spark_llm.engine.service.protocol import EngineStatus, WindowRequest
+from spark_llm.engine.service.results import Results
 
 if TYPE_CHECKING:
     from spark_llm.engine.core import Engine
@@ -31,17 +34,27 @@ KEPT_QUERIES = 256  # finished queries whose counts the status still tells
 class EngineLoop:
     """Runs ``engine`` in a thread until the process ends. ``on_fatal`` is told what no step can recover from.
 
-    folding: where streams ask which of their rows are to be computed.
+    fingerprint: names the model, for answers that outlive the process; called when the first of them is to be kept.
+    folding, results, budgets: where streams ask which of their rows are to be computed.
     """
 
-    def __init__(self, engine: Engine, on_fatal: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        on_fatal: Callable[[BaseException], None],
+        fingerprint: Callable[[], str] = lambda: "unknown",
+    ) -> None:
         self.folding = Folding()
+        self.results = Results(fingerprint)
+        self.budgets = Budgets()
+        self._limits = Limits()
         self._engine = engine
         self._on_fatal = on_fatal
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ids = itertools.count()
         self._flights: dict[int, Flight] = {}  # by the engine's id of its request
-        self._rows_received = self._rows_answered = self._rows_folded = 0
+        self._limited: dict[tuple[str, str], set[Stream]] = {}  # by query and node
+        self._rows_received = self._rows_answered = self._rows_folded = self._rows_stored = 0
         self._queries: dict[str, list[int]] = {}
         self._rate: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
         self._stats = engine.stats()
@@ -66,9 +79,19 @@ class EngineLoop:
             self._idle_since = None
         self._inbox.put(lambda: self._open(stream))
 
-    def submit(self, stream: Stream, received: int, claim: Claim, requests: list[Request]) -> None:
-        """Gives the ``requests`` of the claim's flights to the engine: those of ``received`` rows that do not fold."""
-        self._inbox.put(lambda: self._add(stream, received, claim, requests))
+    def submit(self, stream: Stream, received: int, claim: Claim, outcomes: Sequence[Request | Completion]) -> None:
+        """What is to become of the claim's flights: those of ``received`` rows that do not fold.
+
+        A Request is for the engine; a Completion is there already, from the result cache or as a refusal.
+        """
+        self._inbox.put(lambda: self._add(stream, received, claim, outcomes))
+
+    def window(self, request: WindowRequest) -> int:
+        """Rows of the task's next window; 0 if the limit is reached: then all open streams of the node are stopped."""
+        rows = self._limits.grant(request)
+        if not rows:
+            self._inbox.put(lambda: self._stop(request.query, request.node))
+        return rows
 
     def close(self, stream: Stream) -> None:
         """Forgets the stream and cancels its rows before the next step."""
@@ -76,7 +99,9 @@ class EngineLoop:
         with self._lock:
             self._open_streams -= 1
             self._idle_since = time.monotonic() if self._open_streams == 0 else None
-        self._inbox.put(lambda: self._cancel(stream))
+        self._inbox.put(lambda: self._close(stream))
+        if stream.cache is not None and stream.cache.path:
+            self.results.flush()
 
     def idle_seconds(self) -> float:
         """How long no stream has been open."""
@@ -85,7 +110,7 @@ class EngineLoop:
 
     def status(self, pid: int, owner: int) -> EngineStatus:
         """A snapshot from after the latest step."""
-        stats, rate = self._stats, list(self._rate)
+        stats, rate, results = self._stats, list(self._rate), self.results.sizes()
         now = time.monotonic()
         recent = [point for point in rate if now - point[0] <= RATE_SECONDS] or rate[-1:]
         span = now - recent[0][0]
@@ -98,6 +123,7 @@ class EngineLoop:
             rows_received=self._rows_received,
             rows_answered=self._rows_answered,
             rows_folded=self._rows_folded,
+            rows_stored=self._rows_stored,
             prompt_tokens=stats.prompt_tokens,
             cached_tokens=stats.cached_tokens,
             computed_tokens=stats.computed_tokens,
@@ -110,6 +136,9 @@ class EngineLoop:
             streams=self._open_streams,
             forward_seconds=stats.forward_seconds,
             step_seconds=stats.step_seconds,
+            cache_answers=results.answers,
+            cache_bytes=results.bytes,
+            cache_segments=results.segments,
             queries={query: (counts[0], counts[1]) for query, counts in list(self._queries.items())},
         )
 
@@ -140,19 +169,45 @@ class EngineLoop:
     def _open(self, stream: Stream) -> None:
         self._engine.open(stream.id, stream.query)
         self._count(stream.query, 0, 0)
+        if stream.node:
+            self._limited.setdefault((stream.query, stream.node), set()).add(stream)
 
-    def _add(self, stream: Stream, received: int, claim: Claim, requests: list[Request]) -> None:
+    def _add(self, stream: Stream, received: int, claim: Claim, outcomes: Sequence[Request | Completion]) -> None:
         if not stream.closed:
             self._count(stream.query, received, claim.answered)
             self._rows_folded += claim.answered
-        for flight, request in zip(claim.flights, requests, strict=True):
-            if self.folding.wanted(flight):
-                self._compute(flight, request)
+        answers: dict[Stream, list[Answer]] = {}
+        for flight, outcome in zip(claim.flights, outcomes, strict=True):
+            if isinstance(outcome, Completion):
+                told, again = self.folding.settle(flight, outcome, stored=outcome.error is None)
+                assert not again, "a row that is not computed failed by chance"
+                for waiting, answered in told.items():
+                    answers.setdefault(waiting, []).extend(answered)
+            elif self.folding.wanted(flight):
+                self._compute(flight, outcome)
+        for waiting, answered in answers.items():
+            self._tell(waiting, answered)
 
     def _compute(self, flight: Flight, request: Request) -> None:
         flight.request = request
         self._flights[request.id] = flight
         self._engine.add(request)
+
+    def _stop(self, query: str, node: str) -> None:
+        for stream in self._limited.get((query, node), ()):
+            if not stream.closed:
+                stream.closed = stream.stopped = True
+                self._cancel(stream)
+                stream.outbox.put([])
+
+    def _close(self, stream: Stream) -> None:
+        self._cancel(stream)
+        self._engine.close(stream.id)
+        if stream.node:
+            left = self._limited[stream.query, stream.node]
+            left.discard(stream)
+            if not left:
+                del self._limited[stream.query, stream.node]
 
     def _cancel(self, stream: Stream) -> None:
         cancelled = self.folding.close(stream)
@@ -161,7 +216,6 @@ class EngineLoop:
             self._engine.cancel(cancelled)
         for engine_id in cancelled:
             del self._flights[engine_id]
-        self._engine.close(stream.id)
 
     def _dispatch(self, completions: list[Completion]) -> None:
         answers: dict[Stream, list[Answer]] = {}
@@ -170,6 +224,7 @@ class EngineLoop:
             if flight is None:  # cancelled, but the engine had already refused it
                 continue
             told, again = self.folding.settle(flight, completion)
+            self._keep(flight, completion, told)
             for stream, answered in told.items():
                 answers.setdefault(stream, []).extend(answered)
             if again:
@@ -178,8 +233,18 @@ class EngineLoop:
         for stream, answered in answers.items():
             self._tell(stream, answered)
 
+    def _keep(self, flight: Flight, completion: Completion, told: Iterable[Stream]) -> None:
+        """Accounts for a computed row, and leaves its answer to the result cache."""
+        for stream in told:
+            self.budgets.answered(stream.query, len(completion.output))
+            break
+        cache = next((stream.cache for stream in told if stream.cache is not None), None)
+        if cache is not None and flight.key is not None and completion.error is None:
+            self.results.keep(cache, flight.key[1], completion)
+
     def _tell(self, stream: Stream, answers: list[Answer]) -> None:
         self._rows_folded += sum(answer.folded for answer in answers)
+        self._rows_stored += sum(answer.stored for answer in answers)
         self._count(stream.query, 0, len(answers))
         stream.outbox.put(answers)
 

@@ -26,6 +26,7 @@ log = logging.getLogger("main")
 
 # stream threads must not make the engine's thread wait for the interpreter lock for the usual 5 ms
 _SWITCH_SECONDS = 0.0005
+_FLUSH_SECONDS = 5.0  # for writing the last answers to the result cache when the process ends
 
 
 def load_engine(spec: EngineSpec) -> Engine:
@@ -58,11 +59,18 @@ def main(load: Callable[[EngineSpec], Engine] = load_engine) -> NoReturn:
 def _serve(order: Order, load: Callable[[EngineSpec], Engine], life: Life) -> NoReturn:
     begun = time.monotonic()
     engine = load(order.spec)
+    from spark_llm.engine.model.fingerprint import fingerprint
+    from spark_llm.engine.model.source import resolve
     from spark_llm.engine.service.loop import EngineLoop
     from spark_llm.engine.service.server import EngineServer
 
     sys.setswitchinterval(_SWITCH_SECONDS)
-    loop = EngineLoop(engine, on_fatal=lambda error: life.end(f"{type(error).__name__}: {error}", code=1))
+    loop = EngineLoop(
+        engine,
+        on_fatal=lambda error: life.end(f"{type(error).__name__}: {error}", code=1),
+        fingerprint=lambda: fingerprint(resolve(order.spec.model), engine.dtype),
+    )
+    life.before_end = lambda: loop.results.flush(_FLUSH_SECONDS)
     loop.start()
     # the server is reachable from here on: an engine that answers is ready
     with EngineServer(order.socket, loop, engine.text, order.owner.pid, end=lambda: life.end("shutdown action")):

@@ -4,7 +4,7 @@ A stream is one Flight DoExchange: the descriptor's command is a JSON ``StreamOp
 batches of ``REQUEST_SCHEMA`` (a window each) and gets batches of ``ANSWER_SCHEMA`` in the order in which rows
 finish. The engine sends its schema as soon as it has taken the stream in. Closing the stream cancels what is
 unanswered; half-closing it (done writing) does not. What stops the whole stream comes as a message without rows
-whose metadata is a JSON ``StreamFailure``.
+whose metadata is a JSON ``StreamFailure``, or ``StreamStop`` where the query has enough rows.
 
 Each request batch may bring its own dictionary: Arrow's stream format replaces dictionaries, also nested ones
 (tried with pyarrow 18 and 26), and sends one again only if it has changed. A batch travels with its whole
@@ -106,13 +106,24 @@ class StreamOpen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WindowRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of the action ``window``: rows that a task's last windows held and how many the filter keeps of them."""
+    """The body of the action ``window``: a task asks how many rows to ask next, and reports what it has done.
+
+    partition: whose rows they are. attempt: Spark's id of the task attempt, unique in the application.
+    rows, hits: totals of the attempt: rows of its finished windows, and how many of these the query's conditions keep.
+    Being totals they can be told twice. ended: there is no further window; the answer does not matter.
+
+    A task that Spark retries must not ask, and must not stop early: hits that its first attempt counted are lost, and
+    others have stopped for them.
+    """
 
     query: str
     node: str
     limit: int
+    partition: int = 0
+    attempt: int = 0
     rows: int = 0
     hits: int = 0
+    ended: bool = False
 
 
 class WindowGrant(msgspec.Struct, frozen=True):
@@ -134,10 +145,17 @@ class StreamFailure(msgspec.Struct, frozen=True):
     parameters: dict[str, str]
 
 
+def ending(metadata: bytes) -> StreamStop | StreamFailure:
+    """What a message without rows says."""
+    found = msgspec.json.decode(metadata)
+    return StreamStop() if "stop" in found else msgspec.convert(found, StreamFailure)
+
+
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What the ``status`` action answers; counters are totals since the engine started.
 
-    rows_folded: of rows_answered, those that got the answer of an equal row; tokens count what was computed.
+    rows_folded: of rows_answered, those that got the answer of an equal row; rows_stored: from the result cache. Tokens
+    count what was computed. cache_answers, cache_bytes: the result cache in memory; cache_segments: files of it in use.
     owner: pid of the process whose end ends the engine (the executor's JVM).
     tokens_per_second: tokens through the model, prompts and answers, over the last few seconds.
     """
@@ -150,6 +168,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     rows_received: int = 0
     rows_answered: int = 0
     rows_folded: int = 0
+    rows_stored: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     computed_tokens: int = 0
@@ -162,4 +181,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     streams: int = 0
     forward_seconds: float = 0.0
     step_seconds: float = 0.0
+    cache_answers: int = 0
+    cache_bytes: int = 0
+    cache_segments: int = 0
     queries: dict[str, tuple[int, int]] = {}  # query -> (rows received, rows answered)

@@ -1,4 +1,4 @@
-"""The Flight server of an engine process: one exchange is one stream of a task; actions ``status`` and ``shutdown``."""
+"""The Flight server of an engine process: one exchange is one stream of a task; actions ask and tell the rest."""
 
 from __future__ import annotations
 
@@ -17,10 +17,18 @@ import pyarrow as pa
 import pyarrow.flight as flight
 
 from spark_llm.engine.prefix import shared_with_next
-from spark_llm.engine.request import FinishReason, Hints, Request
-from spark_llm.engine.service.folding import Answer, Stream
+from spark_llm.engine.request import Completion, FinishReason, Hints, Request
+from spark_llm.engine.service.folding import Answer, Claim, Stream
 from spark_llm.engine.service.loop import EngineLoop
-from spark_llm.engine.service.protocol import ANSWER_SCHEMA, PROTOCOL_VERSION, StreamFailure, StreamOpen
+from spark_llm.engine.service.protocol import (
+    ANSWER_SCHEMA,
+    PROTOCOL_VERSION,
+    StreamFailure,
+    StreamOpen,
+    StreamStop,
+    WindowGrant,
+    WindowRequest,
+)
 from spark_llm.errors import LlmError
 
 if TYPE_CHECKING:
@@ -30,6 +38,12 @@ log = logging.getLogger("server")
 
 _LINGER_SECONDS = 5.0
 _POLL_SECONDS = 0.02  # how long a vanished client may go unnoticed while there is nothing to write
+_ACTIONS = {
+    "status": "EngineStatus as JSON",
+    "window": "WindowRequest as JSON -> WindowGrant as JSON",
+    "clear_cache": "drop the result cache in memory",
+    "shutdown": "end the process",
+}
 
 
 class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
@@ -46,16 +60,22 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
         super().__init__(f"grpc+unix://{socket}")
 
     def do_action(self, context: flight.ServerCallContext, action: flight.Action) -> list[flight.Result]:
-        if action.type == "status":
-            status = self._loop.status(os.getpid(), self._owner)
-            return [flight.Result(pa.py_buffer(msgspec.json.encode(status)))]
-        if action.type == "shutdown":
-            threading.Timer(0.1, self._end).start()  # after the answer is out
-            return [flight.Result(pa.py_buffer(b"{}"))]
-        raise flight.FlightServerError(f"unknown action {action.type!r}; known are status, shutdown")
+        answer: object = {}
+        match action.type:
+            case "status":
+                answer = self._loop.status(os.getpid(), self._owner)
+            case "window":
+                answer = WindowGrant(self._loop.window(_window_request(action.body)))
+            case "clear_cache":
+                self._loop.results.clear()
+            case "shutdown":
+                threading.Timer(0.1, self._end).start()  # after the answer is out
+            case _:
+                raise flight.FlightServerError(f"unknown action {action.type!r}; known are {', '.join(_ACTIONS)}")
+        return [flight.Result(pa.py_buffer(msgspec.json.encode(answer)))]
 
     def list_actions(self, context: flight.ServerCallContext) -> list[tuple[str, str]]:
-        return [("status", "EngineStatus as JSON"), ("shutdown", "end the process")]
+        return list(_ACTIONS.items())
 
     def do_exchange(
         self,
@@ -71,7 +91,9 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
             _fail(writer, error)
             _linger(context)
             return
-        stream = Stream(header.query, _scope(header), self._loop.next_id())
+        node = header.node if header.limit else ""
+        cache = header.cache if header.query else None
+        stream = Stream(header.query, _scope(header), self._loop.next_id(), node, cache)
         self._loop.open(stream)
         requests = _Requests(self._loop, self._text, header, stream, reader)
         requests.start()
@@ -95,17 +117,22 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
         writer: flight.MetadataRecordBatchWriter,
     ) -> None:
         answered = 0
+        told = False
         while not context.is_cancelled():
             error = requests.error or stream.error
             if error is not None:
                 _fail(writer, error)
                 return
-            if requests.done and answered == requests.rows:
+            if requests.done and (answered == requests.rows or told):
                 return
+            stopped = stream.stopped  # what was answered before goes out first
             answers = _take(stream.outbox)
             if answers:
                 writer.write_batch(_answer_batch(self._text, header, answers))
                 answered += len(answers)
+            if stopped and not told:
+                told = True
+                writer.write_metadata(msgspec.json.encode(StreamStop()))
 
 
 class _Requests(threading.Thread):
@@ -134,7 +161,9 @@ class _Requests(threading.Thread):
 
     def run(self) -> None:
         try:
-            while not self._stream.closed:
+            if self._stream.cache is not None:
+                self._loop.results.begin(self._stream.cache, self._header.query)
+            while self._stream.stopped or not self._stream.closed:
                 self._pass_on(self._reader.read_chunk().data)
         except StopIteration:
             self.done = True
@@ -148,11 +177,35 @@ class _Requests(threading.Thread):
         claim = self._loop.folding.claim(self._stream, batch.column("id").to_pylist(), batch.column("key").to_pylist())
         self.rows += batch.num_rows
         try:
-            requests = self._requests(_rows(batch, claim.positions))
+            outcomes = self._outcomes(batch, claim)
         except Exception as error:
             self._loop.folding.give_up(claim.flights, _as_llm_error(error))
             raise
-        self._loop.submit(self._stream, batch.num_rows, claim, requests)
+        self._loop.submit(self._stream, batch.num_rows, claim, outcomes)
+
+    def _outcomes(self, batch: pa.RecordBatch, claim: Claim) -> list[Request | Completion]:
+        """For each flight of the claim: its answer from the result cache, a refusal beyond the budget, or a request."""
+        found: list[Completion | None] = [None] * len(claim.flights)
+        if self._stream.cache is not None:
+            keys = [None if flight.key is None else flight.key[1] for flight in claim.flights]
+            found = self._loop.results.find(self._stream.cache, keys)
+        new = [position for position, known in zip(claim.positions, found, strict=True) if known is None]
+        computed = iter(self._within_budget(_rows(batch, new)))
+        return [next(computed) if known is None else known for known in found]
+
+    def _within_budget(self, batch: pa.RecordBatch) -> list[Request | Completion]:
+        query, budget = self._header.query, self._header.budget
+        if budget is None or not query:
+            return list(self._requests(batch))
+        budgets = self._loop.budgets
+        refusal = budgets.exceeded(query, budget)
+        if refusal is not None:
+            return [_refused(refusal)] * batch.num_rows
+        requests = self._requests(batch)
+        admitted, refusal = budgets.admit(query, budget, [len(request.prompt) for request in requests])
+        if refusal is None:
+            return list(requests)
+        return [*requests[:admitted], *[_refused(refusal)] * (len(requests) - admitted)]
 
     def _requests(self, batch: pa.RecordBatch) -> list[Request]:
         if not batch.num_rows:
@@ -192,6 +245,17 @@ def _header(command: bytes) -> StreamOpen:
         reason = f"it speaks protocol {header.version}, the engine {PROTOCOL_VERSION}: use one version of spark-llm"
         raise LlmError("LLM_INVALID_REQUEST", reason=reason)
     return header
+
+
+def _window_request(body: pa.Buffer) -> WindowRequest:
+    try:
+        return msgspec.json.decode(body.to_pybytes(), type=WindowRequest)
+    except msgspec.DecodeError as error:
+        raise flight.FlightServerError(f"malformed request for a window: {error}") from error
+
+
+def _refused(error: tuple[str, dict[str, str]]) -> Completion:
+    return Completion(-1, [], FinishReason.ERROR, 0, 0, 0, error=error)
 
 
 def _rows(batch: pa.RecordBatch, positions: list[int]) -> pa.RecordBatch:
@@ -250,8 +314,9 @@ def _answer_batch(text: TextPipeline, header: StreamOpen, answers: list[Answer])
         [min(c.cached_tokens, c.instruction_tokens) for c in rows],
         [c.computed_tokens for c in rows],
         [c.recomputed_tokens for c in rows],
-        [0 if answer.folded else len(answer.completion.output) for answer in answers],
+        [0 if answer.folded or answer.stored else len(answer.completion.output) for answer in answers],
         [answer.folded for answer in answers],
+        [answer.stored for answer in answers],
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, ANSWER_SCHEMA, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=ANSWER_SCHEMA)

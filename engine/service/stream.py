@@ -14,7 +14,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from spark_llm.engine.service.protocol import ANSWER_SCHEMA, REQUEST_SCHEMA, StreamFailure, StreamOpen
+from spark_llm.engine.service.protocol import ANSWER_SCHEMA, REQUEST_SCHEMA, StreamFailure, StreamOpen, ending
 from spark_llm.errors import LlmError
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 RESTARTS = 1  # how often a stream survives the loss of its engine
 _OPENINGS = 5  # how often in a row a stream may find an engine that ends just then (idle timeout)
 _BROKEN = (flight.FlightError, pa.ArrowException, OSError, StopIteration)
+
+
+class LimitReached(Exception):
+    """The query has as many rows as its LIMIT asks for: the stream's open rows will not be answered."""
 
 
 @dataclass(eq=False)
@@ -46,6 +50,8 @@ class AnswerStream:
 
     Both sides may be used by different threads. When the engine is lost the stream starts it once more and sends
     again what is unanswered; a second loss is LLM_ENGINE_LOST, raised by ``receive``.
+
+    stopped: the engine answers no further row, because the limit of the stream's node is reached.
     """
 
     def __init__(self, client: EngineClient, header: StreamOpen) -> None:
@@ -55,6 +61,7 @@ class AnswerStream:
         self._answers: deque[pa.RecordBatch] = deque()
         self._error: BaseException | None = None
         self._closed = False
+        self.stopped = False
         self._changed = threading.Condition()  # guards everything above
         self._writing = threading.Lock()  # guards the connection below: one writer at a time
         self._writer: flight.FlightStreamWriter | None = None
@@ -64,7 +71,10 @@ class AnswerStream:
         self._thread.start()
 
     def send(self, batch: pa.RecordBatch) -> None:
-        """Asks for the rows of ``batch`` (REQUEST_SCHEMA; ids not used before in this stream)."""
+        """Asks for the rows of ``batch`` (REQUEST_SCHEMA; ids not used before in this stream).
+
+        Rows sent after the stop are open, but nobody answers them.
+        """
         if batch.schema != REQUEST_SCHEMA:
             batch = batch.cast(REQUEST_SCHEMA)
         ids = batch.column("id").to_pylist()
@@ -76,7 +86,7 @@ class AnswerStream:
                 if len(window.unanswered) < len(ids) or not self._windows.keys().isdisjoint(ids):
                     raise ValueError("row ids must be unique within a stream")
                 self._windows.update(dict.fromkeys(ids, window))
-            if self._writer is not None and ids:
+            if self._writer is not None and ids and not self.stopped:
                 # the thread that reads sees a loss too, and sends the rows again
                 with contextlib.suppress(flight.FlightError, OSError):
                     self._writer.write_batch(batch)
@@ -84,16 +94,21 @@ class AnswerStream:
     def receive(self) -> pa.RecordBatch | None:
         """The next answers (ANSWER_SCHEMA, one row or more); None when every row sent has been received.
 
-        Raises LLM_ENGINE_LOST, what a restart raises, or what made the engine refuse the stream.
+        Raises LLM_ENGINE_LOST, what a restart raises, or what made the engine refuse the stream; LimitReached when the
+        rows that are open will not be answered because the query has enough.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._answers or self._error or self._closed or not self._windows)
+            self._changed.wait_for(
+                lambda: self._answers or self._error or self._closed or self.stopped or not self._windows
+            )
             if self._answers:
                 return self._answers.popleft()
             if self._error is not None:
                 raise self._error
             if self._closed and self._windows:
                 raise LlmError("LLM_CANCELLED")
+            if self.stopped and self._windows:
+                raise LimitReached
             return None
 
     @property
@@ -133,7 +148,7 @@ class AnswerStream:
                     openings = 0
                     self._read(reader)
                 except _BROKEN as error:
-                    if self._closed:
+                    if self._closed or self.stopped:
                         return
                     losses += self._taken_in
                     openings += not self._taken_in
@@ -173,9 +188,14 @@ class AnswerStream:
         while True:
             chunk = reader.read_chunk()
             if chunk.data is None:
-                failure = msgspec.json.decode(chunk.app_metadata.to_pybytes(), type=StreamFailure)
-                reader.cancel()
-                raise LlmError(failure.condition, **failure.parameters)
+                end = ending(chunk.app_metadata.to_pybytes())
+                if isinstance(end, StreamFailure):
+                    reader.cancel()
+                    raise LlmError(end.condition, **end.parameters)
+                with self._changed:
+                    self.stopped = True
+                    self._changed.notify_all()
+                continue
             with self._changed:
                 for row in chunk.data.column("id").to_pylist():
                     self._windows.pop(row).unanswered.discard(row)

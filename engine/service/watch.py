@@ -25,12 +25,16 @@ LOCK_SECONDS = 2.0  # a task that just lost its engine holds the lock; it may be
 
 
 class Life:
-    """Ends this process, once, leaving nothing behind. ``owner`` is the process that it must not outlive."""
+    """Ends this process, once, leaving nothing behind. ``owner`` is the process that it must not outlive.
+
+    before_end: called first, by the thread that ends the process.
+    """
 
     def __init__(self, folder: EngineFolder, owner: ProcessId, socket: str) -> None:
         self._folder = folder
         self._owner = owner
         self._socket = socket
+        self.before_end: Callable[[], object] = lambda: None
         self._ending = threading.RLock()  # a signal may interrupt the thread that is ending the process
 
     def end(self, reason: str, code: int = 0) -> NoReturn:
@@ -40,6 +44,8 @@ class Life:
         """
         self._ending.acquire()
         log.info("ends: %s", reason)
+        with contextlib.suppress(Exception):
+            self.before_end()
         # without the lock a new engine may be moving in: then its launcher owns the folder
         with contextlib.suppress(Timeout, OSError), FileLock(self._folder.lock, timeout=LOCK_SECONDS):
             state = self._folder.state()

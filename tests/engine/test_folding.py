@@ -222,7 +222,7 @@ class FoldingMachine(RuleBasedStateMachine):
             self.answers[stream] += outbox(stream)
             rows = [answer.row for answer in self.answers[stream]]
             assert len(set(rows)) == len(rows)
-            for row, answer, folded in self.answers[stream]:
+            for row, answer, folded, _ in self.answers[stream]:
                 key = self.asked[stream][row]
                 assert not (folded and (key is None or not stream.query))
                 if answer.error is None and stream.query:

@@ -205,7 +205,7 @@ def test_rows_come_back_with_text_and_counts(service: Service) -> None:
     assert found[9] == {
         "id": 9, "text": "éd :yaS", "finish_reason": "stop", "error": None, "prompt_tokens": 8,
         "instruction_tokens": 5, "cached_tokens": 5, "cached_instruction_tokens": 5, "computed_tokens": 3,
-        "recomputed_tokens": 0, "output_tokens": 8, "folded": False,
+        "recomputed_tokens": 0, "output_tokens": 8, "folded": False, "stored": False,
     }  # fmt: skip
     assert [(r.seed, r.client, r.params.max_tokens) for r in service.engine.seen] == [(None, "me", 3), (3, "me", 3)]
 
@@ -410,7 +410,7 @@ def test_a_broken_engine_is_fatal(service: Service) -> None:
 
 def test_actions(service: Service) -> None:
     channel = service.client.channel()
-    assert {name for name, _ in channel.list_actions()} == {"status", "shutdown"}
+    assert {name for name, _ in channel.list_actions()} == {"status", "window", "clear_cache", "shutdown"}
     status = probe.ask(channel, 5.0)
     assert (status.model, status.dtype, status.owner, status.streams) == ("fake", "none", 1, 0)
     with pytest.raises(flight.FlightError, match="unknown action"):
