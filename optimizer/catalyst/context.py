@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from spark_llm.call import Budget
 from spark_llm.optimizer.catalyst.bridge import Catalyst, Jvm
 from spark_llm.optimizer.catalyst.notes import Notes
+from spark_llm.optimizer.cost import Speed
 
 if TYPE_CHECKING:
     from spark_llm.optimizer.statistics import Statistics
@@ -30,8 +31,8 @@ class Context:
     groups of as many calls. place(table, cuts, count): the JVM's UDF that
     gives rows their place by an encoded order table, in ranges for ``count`` partitions. tables: encoded order tables
     by digest, of this query and of others before it.
-    tokens_per_second: of one engine, measured or guessed. slots: tasks that the application runs at a time.
-    partitions: how many ReorderRows makes, 0: it decides.
+    tokens_per_second: of one engine; is_speed_measured: in this application or an earlier one, else it is a guess.
+    slots: tasks that the application runs at a time. partitions: how many ReorderRows makes, 0: it decides.
     """
 
     catalyst: Catalyst
@@ -56,3 +57,9 @@ class Context:
     rows_per_prompt: int
     budget: Budget
     notes: Notes = dataclasses.field(default_factory=Notes)
+    is_speed_measured: bool = False
+
+    @property
+    def speed(self) -> Speed:
+        """The engines' speed as the cost model takes it."""
+        return Speed(self.tokens_per_second, self.is_speed_measured, self.engines)

@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
-from spark_llm import placing
+from spark_llm import placing, speed
 from spark_llm.call import Budget
 from spark_llm.config import PREFIX, LlmConf, entries
 from spark_llm.engine.text.lengths import Lengths, token_lengths
 from spark_llm.optimizer.catalyst.bridge import Catalyst, Jvm
 from spark_llm.optimizer.catalyst.context import Context
 from spark_llm.optimizer.catalyst.notes import Notes
+from spark_llm.optimizer.cost import TOKENS_PER_SECOND
 from spark_llm.optimizer.rules import EARLY_RULES, RULES
 from spark_llm.optimizer.statistics import Statistics
 
 _REMEMBERED = 256  # order tables, and functions made for them
-_TOKENS_PER_SECOND = 1000.0  # of an engine before any was measured
+
+Measured = Callable[[str], float | None]
+"""An application's id -> tokens a second of all its engines as its reports have them, None before one was measured."""
 
 
 class Planner:
     """Makes the rules' Context; remembers statistics and order tables between the queries of one JVM.
 
     make(application, tables, calls): the pandas UDF that answers a group of so many calls, or one call where that is
-    0. speed(application): tokens a second of all engines as measured, None before.
+    0. measured: the engines' speed.
     """
 
     def __init__(
         self,
         catalyst: Catalyst,
         make: Callable[[str, Mapping[str, bytes], int], Any],
-        speed: Callable[[str], float | None],
+        measured: Measured,
     ) -> None:
         self._catalyst = catalyst
         self._make = make
-        self._speed = speed
+        self._speed = _Speed(measured)
         self.statistics = Statistics()
         self.tables: MutableMapping[str, bytes] = _Recent()
         self._functions = _Recent()
@@ -63,8 +67,12 @@ class Planner:
         spark = session.sparkContext()
         application = str(spark.applicationId())
         engines = _engines(spark)
+        engine = speed.engine_name(conf.model, conf.dtype, conf.threads, str(spark.master()))
+        measured = self._speed.of(application, engine, engines)
 
         def lengths(model: str | None) -> Lengths:
+            if model is not None and model != conf.model:
+                self._speed.is_of_several(application)
             return token_lengths(model or conf.model)
 
         def function(tables: Mapping[str, bytes]) -> Jvm:
@@ -95,7 +103,8 @@ class Planner:
             group=group,
             place=place,
             tables=self.tables,
-            tokens_per_second=(self._speed(application) or 0.0) / engines or _TOKENS_PER_SECOND,
+            tokens_per_second=measured or TOKENS_PER_SECOND,
+            is_speed_measured=measured is not None,
             slots=int(spark.defaultParallelism()),
             engines=engines,
             partitions=conf.reorder_rows_partitions,
@@ -113,15 +122,53 @@ class Planner:
         )
 
 
+class _Speed:
+    """Tokens a second of one engine: measured in the application, else remembered from an earlier one.
+
+    Reports do not tell models apart, so only an application that has used one kind of engine leaves its speed behind.
+    """
+
+    def __init__(self, measured: Measured) -> None:
+        self._measured = measured
+        self._engines: dict[str, dict[str, int]] = {}  # application -> the names of its engines, how many
+        self._known: dict[str, float] = {}
+        atexit.register(self._remember)
+
+    def of(self, application: str, engine: str, engines: int) -> float | None:
+        self._engines.setdefault(application, {})[engine] = engines
+        measured = self._measured(application)
+        if measured is not None:
+            return measured / engines
+        if engine not in self._known:
+            self._known[engine] = speed.remembered(engine) or 0.0
+        return self._known[engine] or None
+
+    def is_of_several(self, application: str) -> None:
+        """The application uses another model, too."""
+        self._engines.setdefault(application, {})["another"] = 1
+
+    def _remember(self) -> None:
+        for application, names in self._engines.items():
+            measured = self._measured(application)
+            if measured is not None and len(names) == 1:
+                [(engine, engines)] = names.items()
+                speed.remember(engine, measured / engines)
+
+
 def _engines(spark: Jvm) -> int:
     """How many executors, with an engine each, the application has; the driver is one of its own block managers."""
     return 1 if spark.isLocal() else max(1, int(spark.getExecutorMemoryStatus().size()) - 1)
 
 
 def enabled_rules(conf: LlmConf) -> set[str]:
-    """The names of the rules that a configuration lets run."""
+    """The names of the rules that a configuration lets run. A rule without a key of its own always runs."""
     keys = {rule.name: f"{PREFIX}optimizer.{rule.name}.enabled" for rule in (*EARLY_RULES, *RULES)}
-    return {name for name, key in keys.items() if conf.optimizer_enabled and getattr(conf, entries()[key].attribute)}
+    known = entries()
+    return {
+        name
+        for name, key in keys.items()
+        if key not in known or (conf.optimizer_enabled and getattr(conf, known[key].attribute))
+    }
 
 
 def jvm_udf(udf: Any) -> Jvm:
