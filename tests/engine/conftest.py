@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ from spark_llm.engine.request import Completion, Request, SamplingParams
 from spark_llm.engine.runner import Runner, poison
 from spark_llm.engine.text.template import ChatTemplate
 from spark_llm.engine.text.tokenizer import load_tokenizer
+
+sys.path.append(str(Path(__file__).parent))
+from fake_service import service  # noqa: F401 (a fixture)
 
 CLOSE = 1e-4  # logits of the reference: where its two best are nearer, either is right
 EOS_IDS = (7, 11)
