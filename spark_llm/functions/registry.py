@@ -56,6 +56,7 @@ class Registry:
         self._udfs: dict[str, Jvm] = {}
         self._makers: dict[str, MakeUdf] = {}
         self._reports: dict[str, Reports] = {}
+        self._injected: set[str] = set()
         self.planner = Planner(
             catalyst,
             lambda application, tables, calls: self._makers[application](tables, calls),
@@ -81,7 +82,9 @@ class Registry:
 
             reports = self._reports[application] = report.install(spark)
             self._use(application, lambda tables, calls: udf.make_udf(reports, tables, calls))
+        if application not in self._injected:
             # Sessions share their extensions, from which Spark makes its optimizer anew for every query.
+            self._injected.add(application)
             spark._jsparkSession.extensions().injectOptimizerRule(self._catalyst.rule_builder(self._early_rule))
         session = spark._jsparkSession
         builtin = self._catalyst.jvm.org.apache.spark.sql.catalyst.analysis.FunctionRegistry.builtin()
