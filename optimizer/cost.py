@@ -137,7 +137,7 @@ class CallInput:
 
     rows: how many. asked: of them that may need an answer (a mask, a filter's other condition or a limit drops the
     others), None: all. distinct: different argument tuples among the rows. field_tokens: mean tokens of a row's fields,
-    rendered. shared: share of the field tokens that a prefix cache finds when every row is asked, 0 to 1; equal rows count.
+    rendered. shared: share of them that a prefix cache finds when every row is asked, 0 to 1, equal rows included.
     head, tail: tokens of the constant beginning and end of all prompts. varying_tokens, varying_shared: the same two
     numbers as for the fields for a prompt that differs by row. max_output: most tokens of an answer.
     folds: equal rows are asked once.

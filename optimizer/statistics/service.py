@@ -61,10 +61,12 @@ class Statistics:
         projected = catalyst.plans.Project(
             catalyst.seq(catalyst.named(argument, "a") for argument in arguments), plain.plan
         )
+        # The same rows are known again below the nodes that other rules have put between.
+        rows = catalyst.questions("Inputs").essence(projected)
         application = context.session.sparkContext().applicationId()
         # The sizes tell a table that has grown from the one that was counted.
         sizes = tuple(table_sizes(plain.plan))
-        key = (application, projected.semanticHash(), sizes, call.spec.fields, call.spec.model)
+        key = (application, rows.semanticHash(), sizes, call.spec.fields, call.spec.model)
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
