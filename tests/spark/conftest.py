@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -13,10 +14,11 @@ import pandas as pd
 import pytest
 from pyspark import cloudpickle
 from pyspark.sql import SparkSession
-from pyspark.sql.functions import pandas_udf
 
 import spark_llm
+from spark_llm.call import GroupSpec
 from spark_llm.functions.registry import Registry
+from spark_llm.udf import pandas_function
 
 # The modules beside this one; workers cannot import them, so what they have is pickled by value.
 sys.path.append(str(Path(__file__).parent))
@@ -49,24 +51,31 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     session.stop()
 
 
-@pytest.fixture(scope="session")
-def fake_echo_udf(spark: SparkSession) -> Any:
-    """Stands in for the real UDF: answers each row with its own arguments as a JSON array (spec, prompt, field ...)."""
+@functools.cache
+def fake_echo_udf(calls: int) -> Any:
+    """Stands in for the real UDF, of one call or of a group: answers each row with its own arguments as a JSON array
+    (spec, prompt, field ..., [mask]), in a group with those of each call."""
 
-    def fake_echo(batches: Iterator[tuple[pd.Series[str], ...]]) -> Iterator[pd.Series[str]]:
+    def fake_echo(batches: Iterator[tuple[pd.Series[str], ...]]) -> Iterator[Any]:
         for columns in batches:
-            yield pd.Series([json.dumps(row) for row in zip(*columns, strict=True)], dtype=object)
+            if not calls:
+                yield pd.Series([json.dumps(row) for row in zip(*columns, strict=True)], dtype=object)
+            elif len(columns[0]):
+                group = GroupSpec.decode(columns[0].iloc[0])
+                parts = [[columns[1 + number] for number in numbers] for numbers in group.arguments]
+                echoes = [
+                    [json.dumps([spec.encode(), *row]) for row in zip(*part, strict=True)]
+                    for spec, part in zip(group.calls, parts, strict=True)
+                ]
+                yield pd.DataFrame({f"a{call}": echo for call, echo in enumerate(echoes)})
 
-    # pandas_udf reads the hints as objects; the module's annotations are text.
-    fake_echo.__annotations__ = {"batches": Iterator[tuple[pd.Series, ...]], "return": Iterator[pd.Series]}
-    return pandas_udf(fake_echo, "string")
+    return pandas_function(fake_echo, calls)
 
 
 @pytest.fixture
-def echo(spark: SparkSession, fake_echo_udf: Any) -> Iterator[SparkSession]:
+def echo(spark: SparkSession) -> Iterator[SparkSession]:
     """A fresh session with llm() enabled over the echoing fake."""
-    registry = Registry.of(spark)
-    with registry.using(spark, lambda tables, calls=0: fake_echo_udf):
+    with Registry.of(spark).using(spark, lambda tables, calls=0: fake_echo_udf(calls)):
         yield spark_llm.enable(spark.newSession())
 
 
@@ -81,4 +90,11 @@ def model(spark: SparkSession, tmp_path: Path) -> Iterator[fake_counting.FakeMod
 def unordered_model(spark: SparkSession, tmp_path: Path) -> Iterator[fake_counting.FakeModel]:
     """As ``model``, but the order of a prompt's lines is nothing to it."""
     with fake_counting.fake_model(spark, tmp_path, reads_order=False) as found:
+        yield found
+
+
+@pytest.fixture
+def yes_no_model(spark: SparkSession, tmp_path: Path) -> Iterator[fake_counting.FakeModel]:
+    """As ``model``, but it answers yes or no, as the hash of the prompt says."""
+    with fake_counting.fake_model(spark, tmp_path, reads_order=True, answers=("yes", "no")) as found:
         yield found

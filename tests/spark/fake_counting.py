@@ -1,28 +1,34 @@
 """A counting model for tests: the real UDF asks it, it answers with a hash of the exact prompt and writes calls down.
 
 Each stream, which is a task's evaluation of a call, has a file of its own with its requests in their order. It folds
-nothing: the engine's folding of equal requests of a query is counted afterwards (``FakeModel.engine_calls``).
+nothing and stores nothing: the engine's folding of equal requests of a query is counted afterwards
+(``FakeModel.engine_calls``). Windows under a limit are granted by the engine's own rule, over all tasks; streams are
+not stopped, as its answers are there at once. Budgets count calls only. Messages with ``fail`` in them fail.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 from fake_engine import FakeStream, answers, fake_udf
 from pyspark.sql import SparkSession
 
 import spark_llm
 from spark_llm import report
-from spark_llm.engine.service.protocol import StreamOpen
+from spark_llm.engine.service.limits import Limits
+from spark_llm.engine.service.protocol import ANSWER_SCHEMA, StreamOpen, WindowRequest
+from spark_llm.errors import LlmError
 from spark_llm.functions.registry import Registry
 
 
@@ -38,6 +44,8 @@ class Request:
     key: str | None
     instruction_segments: int
     later_calls: int
+    node: str = ""
+    limit: int = 0
 
     @property
     def prompt(self) -> str:
@@ -64,7 +72,8 @@ class FakeModel:
 
     def requests(self) -> list[Request]:
         """All calls since ``forget``; those of a stream stand together, in their order."""
-        lines = [line for file in sorted(self._folder.iterdir()) for line in file.read_text("utf-8").splitlines()]
+        files = sorted(file for file in self._folder.iterdir() if not file.name.startswith("."))
+        lines = [line for file in files for line in file.read_text("utf-8").splitlines()]
         return [Request(**{**(row := json.loads(line)), "segments": tuple(row["segments"])}) for line in lines]
 
     def streams(self) -> list[list[Request]]:
@@ -84,64 +93,134 @@ class FakeModel:
             file.unlink()
 
 
-class FakeCountingStream(FakeStream):
-    """Answers all that waits, the newest first, with hashes."""
+OVER_BUDGET = str(LlmError("LLM_BUDGET_EXCEEDED", key="spark.llm.budget.maxCalls", limit="this", spent="all of it"))
 
-    def __init__(self, header: StreamOpen, folder: str, reads_order: bool) -> None:
+Answer = Sequence[str] | Callable[[str], str]
+
+
+class Shared:
+    """Lists of JSON values that the streams of all tasks add to, one file each."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+
+    def add(self, name: str, value: object) -> list[Any]:
+        """The list with ``value`` at its end, unless it was there."""
+        with (self._folder / f".{hashlib.sha1(name.encode()).hexdigest()}").open("a+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            found: list[Any] = [json.loads(line) for line in file]
+            if value not in found:
+                file.write(json.dumps(value) + "\n")
+                found.append(value)
+            return found
+
+
+class FakeCountingStream(FakeStream):
+    """Answers all that waits, the newest first."""
+
+    def __init__(self, header: StreamOpen, folder: str, reads_order: bool, answers: Answer) -> None:
         super().__init__()
         self._reads_order = reads_order
+        self._answers = answers
         self._header = header
         self._name = uuid.uuid4().hex
         self._file = Path(folder) / self._name
+        self._shared = Shared(folder)
         self._frame = json.dumps([header.system, repr(header.params)])
+        self._texts: dict[int, str | None] = {}
 
     def send(self, batch: pa.RecordBatch) -> None:
         columns = [batch[name].to_pylist() for name in ("id", "segments", "seed", "key")]
+        header = self._header
         with self._file.open("a", encoding="utf-8") as file:
             for number, segments, seed, key in zip(*columns, strict=True):
                 row = {
                     "stream": self._name,
-                    "query": self._header.query,
+                    "query": header.query,
                     "frame": self._frame,
                     "segments": segments,
                     "seed": seed,
                     "key": None if key is None else key.hex(),
-                    "instruction_segments": self._header.instruction_segments,
-                    "later_calls": self._header.later_calls,
+                    "instruction_segments": header.instruction_segments,
+                    "later_calls": header.later_calls,
+                    "node": header.node,
+                    "limit": header.limit,
                 }
-                file.write(json.dumps(row) + "\n")
                 # The seed of a row depends on the order policy, too.
-                read = [seed, "".join(segments)] if self._reads_order else sorted(segments)
-                self.waiting.append((number, json.dumps(read)))
+                read = json.dumps([seed, "".join(segments)] if self._reads_order else sorted(segments))
+                self.waiting.append((number, read))
+                if self._is_paid(row["key"] or f"{self._name}-{number}"):
+                    file.write(json.dumps(row) + "\n")
+                    self._texts[number] = self._answer("".join(segments), read)
 
     def receive(self) -> pa.RecordBatch:
         assert self.waiting
         found = [self.waiting.pop() for _ in range(len(self.waiting))]
-        return answers(found, lambda text: hashlib.blake2b((self._frame + text).encode(), digest_size=8).hexdigest())
+        rows = answers(found).to_pylist()
+        for row in rows:
+            text = self._texts.pop(row["id"], None)
+            if text is None:
+                row |= {
+                    "text": None,
+                    "error": OVER_BUDGET,
+                    "prompt_tokens": 0,
+                    "computed_tokens": 0,
+                    "cached_tokens": 0,
+                }
+            elif row["error"] is None:
+                row["text"] = text
+        return pa.RecordBatch.from_pylist(rows, ANSWER_SCHEMA)
+
+    def _is_paid(self, call: str) -> bool:
+        budget = self._header.budget
+        if budget is None or not budget.calls:
+            return True
+        return call in self._shared.add(f"budget {self._header.query}", call)[: budget.calls]
+
+    def _answer(self, message: str, read: str) -> str:
+        if callable(self._answers):
+            return self._answers(message)
+        digest = hashlib.blake2b((self._frame + read).encode(), digest_size=8).hexdigest()
+        return self._answers[int(digest, 16) % len(self._answers)] if self._answers else digest
 
 
 class FakeCountingClient:
-    def __init__(self, folder: str, reads_order: bool) -> None:
+    def __init__(self, folder: str, reads_order: bool, answers: Answer) -> None:
         self._folder = folder
         self._reads_order = reads_order
+        self._answers = answers
 
     def stream(self, header: StreamOpen) -> FakeCountingStream:
         assert header.query
-        return FakeCountingStream(header, self._folder, self._reads_order)
+        return FakeCountingStream(header, self._folder, self._reads_order, self._answers)
+
+    def window(self, request: WindowRequest) -> int:
+        """What the engine would grant, which has heard of all requests so far."""
+        name = f"windows {request.query} {request.node}"
+        limits = Limits()
+        told = Shared(self._folder).add(name, msgspec.to_builtins(request))
+        grants = [limits.grant(msgspec.convert(past, WindowRequest)) for past in told]
+        return grants[told.index(msgspec.to_builtins(request))]
 
 
-def fake_counting_udf(sink: Any, tables: Mapping[str, bytes], calls: int, folder: str, reads_order: bool) -> Any:
-    """The real UDF over this model, which writes its calls into ``folder``.
-
-    reads_order: answers depend on the seed and on the order of a prompt's lines; else only on which ones there are.
-    """
-    return fake_udf(sink, tables, lambda: FakeCountingClient(folder, reads_order), calls)
+def fake_counting_udf(
+    sink: Any, tables: Mapping[str, bytes], calls: int, folder: str, reads_order: bool, answers: Answer
+) -> Any:
+    """The real UDF over this model, which writes its calls into ``folder``."""
+    return fake_udf(sink, tables, lambda: FakeCountingClient(folder, reads_order, answers), calls)
 
 
 @contextlib.contextmanager
-def fake_model(spark: SparkSession, folder: Path, reads_order: bool) -> Iterator[FakeModel]:
-    """A fresh session whose llm() asks this model."""
+def fake_model(spark: SparkSession, folder: Path, reads_order: bool, answers: Answer = ()) -> Iterator[FakeModel]:
+    """A fresh session whose llm() asks this model.
+
+    It answers with hashes. reads_order: they depend on the seed and on the order of a prompt's lines; else only on
+    which lines there are. answers: the texts that the hash chooses from, for example ``("yes", "no")``; or the function
+    from a message (prompt and fields, as the model sees them) to its answer: one made inside the test, so that tasks
+    get it by value, like ``lambda message: "yes" if "id: 7" in message else "no"``.
+    """
     sink = report.install(spark).sink
-    make = functools.partial(fake_counting_udf, sink, folder=str(folder), reads_order=reads_order)
+    make = functools.partial(fake_counting_udf, sink, folder=str(folder), reads_order=reads_order, answers=answers)
     with Registry.of(spark).using(spark, make):
         yield FakeModel(spark_llm.enable(spark.newSession()), folder)
