@@ -14,9 +14,11 @@ import org.apache.spark.sql.catalyst.expressions.Attribute;
 import org.apache.spark.sql.catalyst.expressions.ConditionalExpression;
 import org.apache.spark.sql.catalyst.expressions.EqualTo;
 import org.apache.spark.sql.catalyst.expressions.Expression;
+import org.apache.spark.sql.catalyst.expressions.In;
 import org.apache.spark.sql.catalyst.expressions.IsNotNull;
 import org.apache.spark.sql.catalyst.expressions.Or;
 import org.apache.spark.sql.catalyst.expressions.PythonUDF;
+import org.apache.spark.sql.catalyst.expressions.SubqueryExpression;
 import org.apache.spark.sql.catalyst.expressions.aggregate.AggregateExpression;
 import org.apache.spark.sql.catalyst.expressions.aggregate.AggregateFunction;
 import org.apache.spark.sql.catalyst.plans.logical.ArrowEvalPython;
@@ -146,7 +148,7 @@ public final class Plans {
     if (!expression.containsPattern(TreePattern.PYTHON_UDF())) return false;
     if (expression instanceof PythonUDF && isConditional && "llm".equals(((PythonUDF) expression).name())) return true;
     boolean inside = isConditional || expression instanceof ConditionalExpression || expression instanceof And
-        || expression instanceof Or
+        || expression instanceof Or || expression instanceof In || expression instanceof SubqueryExpression
         || (expression instanceof AggregateExpression && ((AggregateExpression) expression).filter().isDefined());
     Iterator children = expression.children().iterator();
     while (children.hasNext()) {
