@@ -1,0 +1,121 @@
+"""LimitBeforeCalls: a LIMIT that does not depend on a call runs before it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from fake_counting import FakeModel
+from plans import assert_idempotent, settings
+from pyspark.sql import Row, SparkSession
+
+from spark_llm.config import entries
+
+pytestmark = pytest.mark.spark
+
+CALL = "llm('p', text)"
+SUBQUERY = f"(SELECT id, k, text, {CALL} AS r FROM t)"
+
+
+@pytest.fixture
+def tables(model: FakeModel) -> FakeModel:
+    """t: 40 rows in 4 partitions, all texts different; u: 5 keys, of which 4 have rows in t."""
+    model.spark.range(0, 40, 1, 4).selectExpr("id", "id % 7 AS k", "concat('x', id) AS text").createOrReplaceTempView(
+        "t"
+    )
+    model.spark.range(3, 8, 1, 2).selectExpr("id AS k", "concat('d', id) AS d").createOrReplaceTempView("u")
+    return model
+
+
+# Those that LimitBeforeCalls has to get along with: its own moves, not those of other rules, are tested here.
+WITH = ("reuseAnswers", "limitBeforeCalls", "deduplicatePrompts", "reorderRows", "shuffleBelowSort")
+
+
+def only(session: SparkSession, *names: str) -> None:
+    """Let these rules run and no others."""
+    for key in entries():
+        parts = key.split(".")
+        if parts[2:3] == ["optimizer"] and parts[4:] == ["enabled"]:
+            session.conf.set(key, str(parts[3] in names).lower())
+
+
+def outcome(model: FakeModel, query: str) -> tuple[list[Row], int]:
+    model.forget()
+    found = model.spark.sql(query).collect()
+    return found, len(model.requests())
+
+
+@pytest.mark.parametrize(
+    ("query", "least"),
+    [
+        (f"SELECT id, {CALL} AS r FROM t ORDER BY id LIMIT 3", 3),
+        (f"SELECT id, {CALL} AS r FROM t ORDER BY id DESC LIMIT 3 OFFSET 2", 3),
+        (f"SELECT id, upper(r) AS r FROM {SUBQUERY} ORDER BY upper(text) DESC, id LIMIT 3", 3),
+        (f"SELECT id, r FROM (SELECT * FROM {SUBQUERY} ORDER BY id LIMIT 20) ORDER BY id DESC LIMIT 3", 3),
+        (f"SELECT id, {CALL} AS r, llm('q', text) AS s FROM t ORDER BY k, id LIMIT 3", 6),
+        (f"SELECT id, {CALL} AS r, llm('q', r => {CALL}) AS s FROM t ORDER BY k, id LIMIT 3", 6),
+        (f"SELECT id, r, llm('q', r => r) AS s FROM {SUBQUERY} ORDER BY r, id LIMIT 3", 43),
+        (f"SELECT id, r FROM {SUBQUERY} ORDER BY r, id LIMIT 3", 40),
+        (f"SELECT id, d, {CALL} AS r FROM t LEFT JOIN u USING (k) ORDER BY id LIMIT 3", 3),
+        (f"SELECT id, d, {CALL} AS r FROM t JOIN u USING (k) ORDER BY id LIMIT 3", 3),
+        (
+            "SELECT k, llm('p', k) AS r, n FROM (SELECT k, count(*) AS n FROM t GROUP BY k) ORDER BY n DESC, k LIMIT 3",
+            3,
+        ),
+        (f"SELECT id, w, {CALL} AS r FROM (SELECT *, rank() OVER (ORDER BY k, id) AS w FROM t) ORDER BY w LIMIT 3", 3),
+        (f"SELECT max(r) AS r FROM (SELECT {CALL} AS r FROM t ORDER BY id LIMIT 5)", 5),
+        (f"SELECT id, r FROM (SELECT id, {CALL} AS r FROM t ORDER BY id LIMIT 5) WHERE r >= '0'", 5),
+        (f"SELECT id FROM u JOIN (SELECT id, k, {CALL} AS r FROM t ORDER BY id LIMIT 5) x USING (k) WHERE r >= '0'", 5),
+        (f"SELECT id, {CALL} AS r FROM t ORDER BY id LIMIT ALL", 40),
+        (f"SELECT id, {CALL} AS r FROM t LIMIT 0", 0),
+        (f"SELECT id, {CALL} AS r FROM t ORDER BY id OFFSET 35", 5),
+    ],
+)
+def test_limited_rows_are_the_same(tables: FakeModel, query: str, least: int) -> None:
+    only(tables.spark, *WITH)
+    found, calls = outcome(tables, query)
+    assert_idempotent(tables.spark.sql(query))
+    settings(tables.spark, enabled=False)
+    found_off, calls_off = outcome(tables, query)
+    assert found == found_off
+    assert calls == least <= calls_off
+    print(query, calls, calls_off)
+
+
+@pytest.mark.parametrize(
+    ("query", "limit", "least"),
+    [
+        (f"SELECT id, {CALL} AS r FROM t{{}}", "LIMIT 3", 3),
+        (f"SELECT id, {CALL} AS r FROM t{{}}", "LIMIT 15", 15),
+        (f"SELECT id, {CALL} AS r FROM t{{}}", "LIMIT 15 OFFSET 4", 15),
+        (f"SELECT id, {CALL} AS r FROM t{{}}", "LIMIT 100", 40),
+        (f"SELECT id, {CALL} AS r FROM t WHERE id > 8{{}}", "LIMIT 5", 5),
+        (f"SELECT id, upper(r) AS r FROM {SUBQUERY}{{}}", "LIMIT 5", 5),
+        (f"SELECT id, r FROM {SUBQUERY} UNION ALL SELECT k, d FROM u{{}}", "LIMIT 15", 15),
+        (f"SELECT id, r FROM {SUBQUERY} UNION ALL SELECT id, llm('q', text) FROM t{{}}", "LIMIT 15", 15),
+        (f"SELECT id, d, r FROM {SUBQUERY} x LEFT JOIN u USING (k){{}}", "LIMIT 15", 15),
+        (f"SELECT id, d, r FROM u RIGHT JOIN {SUBQUERY} x USING (k){{}}", "LIMIT 15", 15),
+        (f"SELECT id, {CALL} AS r, row_number() OVER (ORDER BY id) AS w FROM t{{}}", "LIMIT 5", 5),
+        ("SELECT k, llm('p', k) AS r FROM (SELECT DISTINCT k FROM t){}", "LIMIT 5", 5),
+    ],
+)
+def test_any_rows_will_do(tables: FakeModel, query: str, limit: str, least: int) -> None:
+    only(tables.spark, *WITH)
+    limited = query.format(f" {limit}")
+    found, calls = outcome(tables, limited)
+    assert_idempotent(tables.spark.sql(limited))
+    settings(tables.spark, enabled=False)
+    whole, _ = outcome(tables, query.format(""))
+    found_off, calls_off = outcome(tables, limited)
+    assert len(found) == len(found_off)
+    assert not Counter(found) - Counter(whole)
+    print(limited, calls, calls_off)
+    assert calls == least
+
+
+def test_a_limit_in_a_subquery_takes_its_rows_from_all_partitions(tables: FakeModel) -> None:
+    only(tables.spark, *WITH)
+    query = f"SELECT count(r) AS n FROM (SELECT {CALL} AS r FROM t LIMIT 5)"
+    assert outcome(tables, query) == ([Row(n=5)], 5)
+    settings(tables.spark, enabled=False)
+    assert outcome(tables, query) == ([Row(n=5)], 20)
