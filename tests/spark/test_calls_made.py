@@ -102,7 +102,7 @@ def test_a_rerun_asks_nothing(session: SparkSession, engine: FakeCountingEngine)
 
 
 def test_show_then_collect(session: SparkSession, engine: FakeCountingEngine, capsys: Any) -> None:
-    """``show`` asks for the rows that it prints and one more, to know whether there is one; later actions for the rest."""
+    """``show`` asks for the rows that it prints and one more, to know of it; later actions ask for the rest."""
     session.conf.set("spark.llm.cache.enabled", "true")
     df = session.sql("SELECT id, llm('echo', body) AS r FROM t")
     df.show()
