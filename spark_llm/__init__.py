@@ -15,6 +15,8 @@ _EXPORTS = {
     "session": "spark_llm.session",
     "compare_orders": "spark_llm.compare",
     "OrderComparison": "spark_llm.compare",
+    "explain": "spark_llm.explaining",
+    "Explanation": "spark_llm.explaining",
     "clear_cache": "spark_llm.cache",
     "last_report": "spark_llm.report",
     "reports": "spark_llm.report",
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from spark_llm.compare import OrderComparison as OrderComparison
     from spark_llm.compare import compare_orders as compare_orders
     from spark_llm.errors import LlmError as LlmError
+    from spark_llm.explaining import Explanation as Explanation
+    from spark_llm.explaining import explain as explain
     from spark_llm.report import Report as Report
     from spark_llm.report import last_report as last_report
     from spark_llm.report import reports as reports
@@ -38,7 +42,11 @@ __all__ = [*_EXPORTS, "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
-        return getattr(importlib.import_module(_EXPORTS[name]), name)
+        # All names of the module at once: its import puts the module itself where a name is its own (session).
+        for other, module in _EXPORTS.items():
+            if module == _EXPORTS[name]:
+                globals()[other] = getattr(importlib.import_module(module), other)
+        return globals()[name]
     raise AttributeError(f"module 'spark_llm' has no attribute {name!r}")
 
 

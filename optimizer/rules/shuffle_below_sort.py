@@ -34,7 +34,12 @@ _LIMITS = {"GlobalLimit", "LocalLimit"}
 
 def shuffle_below_sort(plan: Node, context: Context) -> Node:
     """Put an exchange between each global sort of ``plan`` and the calls right below it."""
-    return plan if plan.isStreaming() else _rewrite(plan, context.catalyst, is_limited=False)
+    if plan.isStreaming():
+        return plan
+    changed = _rewrite(plan, context.catalyst, is_limited=False)
+    if changed is not plan:
+        context.notes.fired("shuffleBelowSort", "", "an exchange below the global sort, which runs what is below twice")
+    return changed
 
 
 def _rewrite(node: Node, catalyst: Catalyst, is_limited: bool) -> Node:
