@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import msgspec
 import pytest
 from pyspark.errors import PythonException
-from pyspark.sql import SparkSession
+from pyspark.sql import Column, SparkSession
+from pyspark.sql import functions as F
 
 import spark_llm
 from spark_llm import Report
+from spark_llm.call import CallSpec, FieldSpec, GroupSpec, RowPlan
+from spark_llm.report import install
+from spark_llm.udf import make_udf
 
 pytestmark = [pytest.mark.spark, pytest.mark.model]
 
@@ -20,7 +25,8 @@ COUNTRIES = ("France", "Italy", "Spain", "Peru", "Japan")
 @pytest.fixture(scope="module")
 def session(spark: SparkSession) -> SparkSession:
     """A session whose engine computes in float32, with a table of 12 countries, two of them NULL."""
-    session = spark_llm.enable(spark.newSession(), engine_dtype="float32", engine_threads=1)
+    options = {"engine_dtype": "float32", "engine_threads": 1, "cache_enabled": False}
+    session = spark_llm.enable(spark.newSession(), **options)
     rows = [(number, COUNTRIES[number % 7] if number % 7 < 5 else None) for number in range(14)]
     session.createDataFrame(rows, "id int, country string").repartition(1).createOrReplaceTempView("places")
     return session
@@ -32,13 +38,15 @@ def configured(session: SparkSession) -> Iterator[None]:
     yield
     for key in ("windowRows", "windowsInFlight", "optimizer.enabled", "engine.prefixCache", "onError"):
         session.conf.unset(f"spark.llm.{key}")
+    session.conf.set("spark.llm.cache.enabled", "false")
     session.conf.unset("spark.sql.execution.arrow.maxRecordsPerBatch")
 
 
 def report_of(session: SparkSession) -> Report:
     report = spark_llm.last_report(session)
     assert report is not None
-    assert report.rows == report.calls + report.duplicates + report.nulls + report.failed
+    asked = report.calls + report.duplicates + report.stored + report.failed + report.over_budget
+    assert report.rows == asked + report.nulls + report.skipped
     assert report.prompt_tokens == report.cached_tokens + report.computed_tokens
     assert 0 <= report.cached_instruction_tokens <= report.instruction_tokens <= report.prompt_tokens
     return report
@@ -137,3 +145,57 @@ def test_show_is_reported(session: SparkSession) -> None:
     assert report is not None
     assert "Say c." in report.by_call
     assert 3 <= report.calls <= 4
+
+
+def test_a_query_again_is_answered_from_the_result_cache_until_it_is_cleared(
+    session: SparkSession, expected: dict[int, str | None]
+) -> None:
+    session.conf.set("spark.llm.cache.enabled", "true")
+    spark_llm.clear_cache(session)
+    for calls, stored in [(5, 0), (0, 5)]:
+        assert answers(session) == expected
+        report = report_of(session)
+        assert (report.calls, report.stored, report.duplicates) == (calls, stored, 5)
+    spark_llm.clear_cache(session)
+    assert answers(session) == expected
+    assert (report_of(session).calls, report_of(session).stored) == (5, 0)
+
+
+@pytest.fixture
+def ask_group(spark: SparkSession) -> Iterator[Callable[..., Column]]:
+    """ask_group(mask, limit => n ...): two calls about the column ``id``, the second for rows where the mask holds."""
+    settings = {"engine.dtype": "float32", "engine.threads": "1", "cache.enabled": "false", "windowRows": "8"}
+    for key, text in settings.items():
+        spark.conf.set(f"spark.llm.{key}", text)
+    udf = make_udf(install(spark), calls=2).asNondeterministic()
+
+    def ask(mask: Column, **changes: object) -> Column:
+        spec = CallSpec(fields=(FieldSpec("n"),), max_tokens=2, rows=RowPlan(fold=True))
+        calls = (spec, msgspec.structs.replace(spec, masked=True))
+        group = GroupSpec(calls=calls, arguments=((0, 2), (1, 2, 3)), **changes)  # type: ignore[arg-type]
+        prompts = [F.lit("Say the number."), F.lit("Is it even?")]
+        return udf(F.lit(group.encode()), *prompts, F.col("id").cast("string"), mask)
+
+    yield ask
+    for key in settings:
+        spark.conf.unset(f"spark.llm.{key}")
+
+
+def test_a_group_answers_as_its_calls_do_alone(spark: SparkSession, ask_group: Callable[..., Column]) -> None:
+    rows = spark.range(0, 10, 1, 2).select("id", ask_group(F.col("id") < 4).alias("a")).collect()
+    again = spark.range(0, 4, 1, 1).select("id", ask_group(F.lit(True)).alias("a")).collect()
+    assert [row.a for row in rows[:4]] == [row.a for row in again]
+    assert all(row.a.a0 is not None and (row.a.a1 is None) == (row.id >= 4) for row in rows)
+    by_call = report_of(spark).by_call
+    assert {prompt: part.calls for prompt, part in by_call.items()} == {"Say the number.": 4, "Is it even?": 4}
+
+
+def test_the_engine_ends_a_group_under_a_limit(spark: SparkSession, ask_group: Callable[..., Column]) -> None:
+    limited = ask_group(F.col("id") % 2 == 0, conditions=(["isnotnull", ["answer", 1]],), limit=3, node="test")
+    found = spark.range(0, 400, 1, 2).select("id", limited.alias("a")).where("a.a1 IS NOT NULL").collect()
+    assert len(found) >= 3
+    assert all(row.id % 2 == 0 for row in found)
+    report = report_of(spark)
+    # Two calls a row; twice the rows up to the third hit of one task, and a window of the other.
+    assert report.calls <= 2 * (2 * 6 + 8)
+    assert report.rows == 800
