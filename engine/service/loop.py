@@ -99,8 +99,9 @@ class EngineLoop:
         with self._lock:
             self._open_streams -= 1
             self._idle_since = time.monotonic() if self._open_streams == 0 else None
+            last = self._open_streams == 0
         self._inbox.put(lambda: self._close(stream))
-        if stream.cache is not None and stream.cache.path:
+        if last:
             self.results.flush()
 
     def idle_seconds(self) -> float:

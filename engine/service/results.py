@@ -27,7 +27,7 @@ from spark_llm.errors import LlmError
 log = logging.getLogger("results")
 
 SEGMENT_ANSWERS = 4096  # written together at most,
-SEGMENT_SECONDS = 5.0  # or what came in this time, or until a stream closed
+SEGMENT_SECONDS = 5.0  # or what came in this time, or until the last stream closed
 _ENTRY_BYTES = 400  # of an answer in memory, beside its tokens
 _MOST_WAITING = (
     1 << 18
