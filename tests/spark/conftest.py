@@ -35,6 +35,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     os.environ["PYSPARK_PYTHON"] = sys.executable
     scratch: Path = tmp_path_factory.mktemp("spark")
+    os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")  # the speeds of fakes are nobody's to remember
     session = (
         SparkSession.builder.master("local[2]")
         .appName("spark-llm tests")
