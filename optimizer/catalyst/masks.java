@@ -54,7 +54,7 @@ final class CallPlaces {
 
 /** The calls of one operator. They are told apart by scope: what an Aggregate computes of its input's rows can say
  * nothing about what it computes of its groups. */
-final class OperatorCalls {
+public final class OperatorCalls {
   static final int MOST_NODES = 500; // of a condition that holds calls: they may stand in each other's masks
   final Map known = new HashMap(); // scope -> canonical call -> CallPlaces
   ArrayList prefix = new ArrayList(); // what holds before the filter's conjunct at hand is evaluated
@@ -332,7 +332,7 @@ final class OperatorCalls {
     return new Coalesce(seq(both));
   }
 
-  static ArrayList operands(Expression expression, boolean isAnd) {
+  public static ArrayList operands(Expression expression, boolean isAnd) {
     ArrayList found = new ArrayList();
     if (isAnd ? expression instanceof And : expression instanceof Or) {
       Iterator children = expression.children().iterator();
@@ -375,14 +375,14 @@ final class OperatorCalls {
     return nodes;
   }
 
-  static ArrayList list(scala.collection.Iterable values) {
+  public static ArrayList list(scala.collection.Iterable values) {
     ArrayList found = new ArrayList();
     Iterator all = values.iterator();
     while (all.hasNext()) found.add(all.next());
     return found;
   }
 
-  static scala.collection.immutable.IndexedSeq seq(ArrayList values) {
+  public static scala.collection.immutable.IndexedSeq seq(ArrayList values) {
     return CollectionConverters.asScala(values).toIndexedSeq();
   }
 }
@@ -398,6 +398,15 @@ public final class Masks {
     ArrayList notes = new ArrayList();
     LogicalPlan changed = rewrite(plan, specs, made, notes);
     return new Object[] {changed, new ArrayList(made), notes};
+  }
+
+  /** The same for an expression of a Project. */
+  public Object[] rewrite(Expression expression, Map specs) {
+    Set made = new LinkedHashSet();
+    ArrayList notes = new ArrayList();
+    OperatorCalls calls = new OperatorCalls(specs, made, notes);
+    calls.see(expression, new ArrayList(), false, 1);
+    return new Object[] {calls.rewrite(expression, 1), new ArrayList(made), notes};
   }
 
   private LogicalPlan rewrite(LogicalPlan plan, Map specs, Set made, ArrayList notes) {

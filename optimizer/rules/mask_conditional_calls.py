@@ -20,7 +20,7 @@ from __future__ import annotations
 import msgspec
 
 from spark_llm.call import CallSpec
-from spark_llm.optimizer.catalyst.bridge import Catalyst, Jvm, Node
+from spark_llm.optimizer.catalyst.bridge import Catalyst, Expression, Jvm, Node
 from spark_llm.optimizer.catalyst.context import Context
 
 NAME = "maskConditionalCalls"
@@ -28,8 +28,11 @@ NAME = "maskConditionalCalls"
 
 def mask_conditional_calls(plan: Node, context: Context) -> Node:
     """Write into each repeatable call of ``plan`` that some rows do not need which rows do."""
-    if plan.isStreaming():
-        return plan
+    return plan if plan.isStreaming() else with_masks(plan, NAME, context)
+
+
+def with_masks(plan: Node | Expression, rule: str, context: Context) -> Jvm:
+    """A plan, or an expression of a Project, with masks; ``rule`` is the one that says so in its notes."""
     catalyst = context.catalyst
     masks = catalyst.questions("Masks")
     # The first time tells which specs are needed, the second has them.
@@ -39,9 +42,9 @@ def mask_conditional_calls(plan: Node, context: Context) -> Node:
     for is_masked, prompt, why in found[2]:
         label = str(prompt)[:60] or "(a prompt for each row)"
         if is_masked:
-            context.notes.fired(NAME, label, f"asked only where {why}")
+            context.notes.fired(rule, label, f"asked only where {why}")
         else:
-            context.notes.declined(NAME, label, str(why))
+            context.notes.declined(rule, label, str(why))
     return found[0]
 
 
