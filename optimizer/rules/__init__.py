@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from spark_llm.optimizer.catalyst.runner import Rule
 from spark_llm.optimizer.rules.deduplicate_prompts import deduplicate_prompts
+from spark_llm.optimizer.rules.fuse_calls import fuse_calls
+from spark_llm.optimizer.rules.limit_into_filter import limit_into_filter
+from spark_llm.optimizer.rules.order_llm_predicates import order_llm_predicates
 from spark_llm.optimizer.rules.place_instruction import place_instruction
 from spark_llm.optimizer.rules.reorder_columns import reorder_columns
 from spark_llm.optimizer.rules.reorder_rows import reorder_rows
@@ -15,6 +18,9 @@ EARLY_RULES: tuple[Rule, ...] = ()
 RULES: tuple[Rule, ...] = (
     Rule("placeInstruction", place_instruction),  # changes prompts
     Rule("reorderColumns", reorder_columns),  # changes prompts
+    Rule("orderLlmPredicates", order_llm_predicates),
+    Rule("limitBeforeCalls", limit_into_filter),  # of the nodes that it made
+    Rule("fuseCalls", fuse_calls),
     Rule("deduplicatePrompts", deduplicate_prompts),
     Rule("reorderRows", reorder_rows),  # by the prompts that the others made
     Rule("shuffleBelowSort", shuffle_below_sort),
