@@ -23,6 +23,7 @@ TEXTS = "SELECT id, id % 4 AS k, concat('a longer text ', id % 20) AS text FROM 
 def t(model: FakeModel) -> FakeModel:
     """t(id, k, text): 200 rows, 20 texts."""
     model.spark.sql(TEXTS).createOrReplaceTempView("t")
+    settings(model.spark, statistics_timeout="2min")  # on a busy machine
     return model
 
 
