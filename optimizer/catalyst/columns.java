@@ -9,6 +9,7 @@ import org.apache.spark.sql.catalyst.expressions.Attribute;
 import org.apache.spark.sql.catalyst.expressions.EqualTo;
 import org.apache.spark.sql.catalyst.expressions.Expression;
 import org.apache.spark.sql.catalyst.expressions.Literal;
+import org.apache.spark.sql.catalyst.expressions.PythonUDF;
 import org.apache.spark.sql.catalyst.plans.logical.ArrowEvalPython;
 import org.apache.spark.sql.catalyst.plans.logical.BatchEvalPython;
 import org.apache.spark.sql.catalyst.plans.logical.Filter;
@@ -35,7 +36,16 @@ public final class Columns {
   /** Is each row of the node one of its child's rows with all values that the child's row has, and perhaps more? */
   public static boolean keepsValues(LogicalPlan plan) {
     return keepsRows(plan) || plan instanceof Filter || plan instanceof Generate || plan instanceof Sample
-        || plan instanceof WindowGroupLimit || plan instanceof GlobalLimit || plan instanceof LocalLimit || plan instanceof Offset;
+        || plan instanceof WindowGroupLimit || isLimit(plan);
+  }
+
+  public static boolean isLimit(LogicalPlan plan) {
+    return plan instanceof GlobalLimit || plan instanceof LocalLimit || plan instanceof Offset;
+  }
+
+  /** The text of the spec in a call, or a group of calls. */
+  public static String spec(PythonUDF call) {
+    return ((Literal) call.children().head()).value().toString();
   }
 
   /** The same where the node has all rows of its child, each once. */
@@ -56,6 +66,11 @@ public final class Columns {
     HashMap made = new HashMap();
     collect(project, made);
     return made.isEmpty() ? expression : replaced(expression, made, false, new int[] {10000});
+  }
+
+  /** The expression with other expressions for columns, by expression id. */
+  public static Expression with(Expression expression, HashMap columns) {
+    return replaced(expression, columns, false, new int[] {10000});
   }
 
   /** What the columns of the plan are made of, as far down as they keep their values; by expression id. */

@@ -33,7 +33,7 @@ public final class Limits {
   /** Do the rows of a plan whose root is a limit, but no TopK, come straight from a leaf, through calls and Projects? */
   public LogicalPlan straightLeaf(LogicalPlan plan) {
     if (!(plan instanceof GlobalLimit)) return null;
-    while (Mover.isLimit(plan) || plan instanceof Project || plan instanceof BaseEvalPython) {
+    while (Columns.isLimit(plan) || plan instanceof Project || plan instanceof BaseEvalPython) {
       plan = (LogicalPlan) plan.children().head();
     }
     return plan.children().isEmpty() ? plan : null;
@@ -42,7 +42,7 @@ public final class Limits {
   /** How many rows the limit at the root of the plan takes from below, -1: not known. */
   public int rowsTaken(LogicalPlan plan) {
     ArrayList limits = new ArrayList();
-    for (; Mover.isLimit(plan); plan = (LogicalPlan) plan.children().head()) limits.add(plan);
+    for (; Columns.isLimit(plan); plan = (LogicalPlan) plan.children().head()) limits.add(plan);
     return Mover.rows(limits);
   }
 
@@ -57,10 +57,6 @@ public final class Limits {
 final class Mover {
   final ArrayList notes = new ArrayList();
 
-  static boolean isLimit(LogicalPlan plan) {
-    return plan instanceof GlobalLimit || plan instanceof LocalLimit || plan instanceof Offset;
-  }
-
   static int number(Expression limit) {
     Object value = limit instanceof Literal ? ((Literal) limit).value() : null;
     return value instanceof Integer ? ((Integer) value).intValue() : -1;
@@ -71,7 +67,7 @@ final class Mover {
     if (!plan.containsPattern(TreePattern.EVAL_PYTHON_UDF())) return plan;
     ArrayList limits = new ArrayList();
     LogicalPlan below = plan;
-    for (; isLimit(below); below = (LogicalPlan) below.children().head()) limits.add(below);
+    for (; Columns.isLimit(below); below = (LogicalPlan) below.children().head()) limits.add(below);
     if (limits.isEmpty()) return inChildren(plan, handsOn(plan) ? needed : -1);
     int rows = rows(limits);
     boolean isLone = isLone(limits);

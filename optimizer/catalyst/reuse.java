@@ -36,7 +36,7 @@ public final class Reuse {
         PythonUDF udf = (PythonUDF) udfs.next();
         if (!Reuser.isCall(udf)) continue;
         if (texts.length() > 0) texts.append('\u001e');
-        texts.append(Reuser.text(udf));
+        texts.append(Columns.spec(udf));
       }
     }
     Iterator children = plan.children().iterator();
@@ -65,10 +65,6 @@ final class Reuser {
     return "llm".equals(udf.name()) && udf.deterministic() && udf.children().head() instanceof Literal;
   }
 
-  static String text(PythonUDF udf) {
-    return ((Literal) udf.children().head()).value().toString();
-  }
-
   /** Children first, so that a call finds below it only calls that stay. */
   LogicalPlan apply(LogicalPlan plan) {
     if (!plan.containsPattern(TreePattern.EVAL_PYTHON_UDF())) return plan;
@@ -90,8 +86,8 @@ final class Reuser {
   private LogicalPlan served(ArrowEvalPython node) {
     for (int i = 0; i < node.udfs().size(); i++) {
       PythonUDF udf = (PythonUDF) node.udfs().apply(i);
-      if (!isCall(udf) || !keys.containsKey(text(udf))) continue;
-      Wanted wanted = new Wanted(udf, (String) keys.get(text(udf)));
+      if (!isCall(udf) || !keys.containsKey(Columns.spec(udf))) continue;
+      Wanted wanted = new Wanted(udf, (String) keys.get(Columns.spec(udf)));
       Found found = find(node.child(), wanted, true);
       if (found == null) continue;
       Object prompt = wanted.arguments[0];
@@ -166,8 +162,8 @@ final class Reuser {
     HashMap sources = null;
     for (int i = 0; i < node.udfs().size(); i++) {
       PythonUDF udf = (PythonUDF) node.udfs().apply(i);
-      if (!isCall(udf) || !keys.containsKey(text(udf))) continue;
-      Wanted other = new Wanted(udf, (String) keys.get(text(udf)));
+      if (!isCall(udf) || !keys.containsKey(Columns.spec(udf))) continue;
+      Wanted other = new Wanted(udf, (String) keys.get(Columns.spec(udf)));
       if (!other.key.equals(wanted.key) || other.arguments.length != wanted.arguments.length) continue;
       if (sources == null) sources = Columns.sources(node.child());
       if (!wanted.hasArgumentsOf(other, sources)) continue;

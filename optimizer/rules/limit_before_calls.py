@@ -11,12 +11,12 @@ GlobalLimit 3                                     Project [id, pythonUDF0 AS ans
 
 Spark would answer all rows and sort them for the first three; and where it does put a limit below a call, each of the
 partitions takes its share. With the limit below, no more rows are asked than the query returns, OFFSET's are not, and
-the order of the rows stays: they come from one partition. A LocalLimit that Spark put below a UNION ALL or an outer join
-is for rows of which no more are needed in all, so it becomes a limit of that branch. No limit passes a filter, a sort by
-the call's answers, or what is made at random.
+the order of the rows stays: they come from one partition. A LocalLimit that Spark put below a UNION ALL or an outer
+join is for rows of which no more are needed in all, so it becomes a limit of that branch. No limit passes a filter, a
+sort by the call's answers, or what is made at random.
 
-At the root of a query, over a table whose first partition alone has rows to spare, the limit stays: Spark asks n rows of
-that partition and looks at no other, while a limit below the call would read some of all of them.
+At the root of a query, over a table whose first partition alone has rows to spare, the limit stays: Spark asks n rows
+of that partition and looks at no other, while a limit below the call would read some of all of them.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def _rows(leaf: Node, context: Context) -> float:
     """About how many rows the leaf has, rather too few."""
     found = leaf.stats()
     if found.rowCount().isDefined():
-        return float(found.rowCount().get().toString())
+        return float(found.rowCount().get())
     width = sum(int(column.dataType().defaultSize()) for column in _columns(leaf)) + _ROW_OVERHEAD
-    return float(found.sizeInBytes().toString()) / width
+    return float(found.sizeInBytes()) / width
 
 
 def _columns(leaf: Node) -> list[Jvm]:

@@ -14,12 +14,28 @@ answer. The answer of the lower call is carried up instead, through whatever kee
 exchanges, limits, windows, generators, joins (from a side that they do not fill with NULLs). Arguments are compared by
 what they are made of. A call without a mask serves one with a mask; where both see exactly the same rows, the lower
 call asks for the rows of both. Calls that draw their answers without a seed are left alone.
+
+Branches of a plan that ask the same of the same rows (a CTE used twice, a join of a DataFrame with itself) have no node
+in common; there each gets an exchange above the call, and Spark runs equal exchanges once:
+
+Join (r = r2)                                             Join (r = r2)
+:- Project [id, #9 AS r]                                  :- RepartitionByExpression [id, r]
+:  +- ArrowEvalPython [llm(.., 'p', text)], [#9]          :  +- Project [id, #9 AS r]
+:     +- Relation [id, text]                              :     +- ArrowEvalPython [llm(.., 'p', text)], [#9]
++- Project [id2, #11 AS r2]                               :        +- Relation [id, text]
+   +- ArrowEvalPython [llm(.., 'p', text2)], [#11]        +- (the same with id2, r2)
+      +- Relation [id2, text2]
+
+Branches that differ in the columns that they need, or by a filter that one has and another has not, are made alike
+first: the filter goes above the exchange.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from spark_llm.call import CallSpec
-from spark_llm.optimizer.catalyst.bridge import Node
+from spark_llm.optimizer.catalyst.bridge import Jvm, Node
 from spark_llm.optimizer.catalyst.context import Context
 
 _NAME = "reuseAnswers"
@@ -27,23 +43,42 @@ _NAME = "reuseAnswers"
 
 def reuse_answers(plan: Node, context: Context) -> Node:
     """Let each call of ``plan`` take the answers of an equal call below it, where there is one."""
-    if plan.isStreaming():
+    keys = _repeated(plan, context)
+    if not keys:
         return plan
     catalyst = context.catalyst
-    questions = catalyst.questions("Reuse")
-    texts = str(questions.texts(plan)).split("\x1e")
-    if len(texts) < 2:
+    changed, prompts = catalyst.questions("Reuse").reused(plan, catalyst.seq(keys), catalyst.seq(keys.values()))
+    return _noted(plan, changed, prompts, "takes the answers of the same call below it", context)
+
+
+def share_answers(plan: Node, context: Context) -> Node:
+    """Let branches of ``plan`` that ask the same of the same rows end in the same exchange."""
+    keys = _repeated(plan, context)
+    if not keys:
         return plan
-    keys = {text: _key(CallSpec.decode(text)) for text in texts}
+    changed, prompts = context.catalyst.questions("Sharing").shared(plan, context.catalyst.seq(keys))
+    return _noted(plan, changed, prompts, "runs once for several branches, which read one exchange", context)
+
+
+def _repeated(plan: Node, context: Context) -> dict[str, str]:
+    """The specs of the calls of ``plan``, and what each asks for; empty where no two ask for the same."""
+    if plan.isStreaming():
+        return {}
+    texts = str(context.catalyst.questions("Reuse").texts(plan)).split("\x1e")
+    if len(texts) < 2:
+        return {}
+    keys = {text: _key(CallSpec.decode(text)) for text in dict.fromkeys(texts)}
     asked = [keys[text] for text in texts if keys[text]]
     if len({key[1:] for key in asked}) == len(asked):
-        return plan
-    known = [text for text, key in keys.items() if key]
-    changed, prompts = questions.reused(plan, catalyst.seq(known), catalyst.seq(keys[text] for text in known))
-    for prompt in prompts:
-        label = str(prompt)[:60] or "(a prompt for each row)"
-        context.notes.fired(_NAME, label, "takes the answers of the same call below it")
-    return changed if len(prompts) else plan
+        return {}
+    return {text: key for text, key in keys.items() if key}
+
+
+def _noted(plan: Node, changed: Node, prompts: Iterable[Jvm], why: str, context: Context) -> Node:
+    labels = [str(prompt)[:60] or "(a prompt for each row)" for prompt in prompts]
+    for label in labels:
+        context.notes.fired(_NAME, label, why)
+    return changed if labels else plan
 
 
 def _key(spec: CallSpec) -> str:

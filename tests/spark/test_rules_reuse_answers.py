@@ -30,14 +30,18 @@ def make_tables(session: SparkSession) -> None:
 
 def only(session: SparkSession, *names: str) -> None:
     """Let these rules run and no others."""
-    for key in entries():
-        parts = key.split(".")
-        if parts[2:3] == ["optimizer"] and parts[4:] == ["enabled"]:
-            session.conf.set(key, str(parts[3] in names).lower())
+    set_rules(session, names)
 
 
 def everything(session: SparkSession) -> None:
-    only(session, *(rule.name for rule in RULES))
+    set_rules(session, None)
+
+
+def set_rules(session: SparkSession, names: tuple[str, ...] | None) -> None:
+    for key in entries():
+        parts = key.split(".")
+        if parts[2:3] == ["optimizer"] and parts[4:] == ["enabled"]:
+            session.conf.set(key, str(names is None or parts[3] in names).lower())
 
 
 def outcome(model: FakeModel, query: str) -> tuple[Counter[Row], int]:
@@ -58,7 +62,7 @@ SUBQUERY = f"(SELECT id, k, kind, text, {CALL} AS r FROM t)"
         (f"SELECT id, r FROM {SUBQUERY} WHERE r >= '0' AND k = 3", 6, 12),
         (f"SELECT * FROM (SELECT * FROM {SUBQUERY} WHERE r >= '0') WHERE r < 'g'", 40, 80),
         (f"SELECT x.id, r FROM {SUBQUERY} x JOIN (SELECT concat('d', id) AS s FROM range(9)) ON r = s", 40, 80),
-        (f"SELECT id, upper(r) AS r FROM {SUBQUERY} WHERE r >= '0' ORDER BY id LIMIT 50", 40, 80),
+        (f"SELECT id, upper(r) AS r FROM {SUBQUERY} WHERE r >= '0' ORDER BY id LIMIT 20", 40, 80),
         (f"SELECT id, upper(r) AS r FROM {SUBQUERY} WHERE r >= '0' ORDER BY r", 40, 160),
         (f"SELECT id, {CALL} AS s, d FROM {SUBQUERY} x JOIN u USING (k) WHERE r >= '0'", 40, 62),
         (f"SELECT id, {CALL} AS s, d FROM {SUBQUERY} x LEFT JOIN u USING (k) WHERE r >= '0'", 40, 80),
