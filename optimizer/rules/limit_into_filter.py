@@ -33,8 +33,18 @@ from spark_llm.optimizer.rules.groups import Answered, group_node, single_call
 NAME = "limitBeforeCalls"
 
 _LIMITS = ("GlobalLimit", "LocalLimit")
-# What gives a row for each row that it gets. (An exchange does too, but one by ranges runs what is below twice.)
-_ROW_BY_ROW = {"ArrowEvalPython", "BatchEvalPython", "Project", "ResolvedHint", "SubqueryAlias", "Union"}
+# What gives a row for each row that it gets.
+_ROW_BY_ROW = {
+    "ArrowEvalPython",
+    "BatchEvalPython",
+    "Project",
+    "RebalancePartitions",
+    "Repartition",
+    "RepartitionByExpression",
+    "ResolvedHint",
+    "SubqueryAlias",
+    "Union",
+}
 
 
 def limit_into_filter(plan: Node, context: Context) -> Node:
@@ -55,13 +65,20 @@ def _rewrite(node: Node, needed: int, context: Context) -> Node:
         below = min(_rows(node.limitExpr()) or needed, needed or _rows(node.limitExpr()))
     elif name == "Offset":
         below = needed + _rows(node.offsetExpr()) if needed else 0
-    elif name in _ROW_BY_ROW and catalyst.is_deterministic(node):
+    elif name in _ROW_BY_ROW and catalyst.is_deterministic(node) and not _has_ranges(node):
         below = needed
     children = items(node.children())
     changed = [_rewrite(child, below, context) for child in children]
     if any(new is not old for new, old in zip(changed, children, strict=True)):
         node = catalyst.with_children(node, changed)
     return node
+
+
+def _has_ranges(node: Node) -> bool:
+    """Is the node an exchange by ranges, for which Spark runs what is below once more?"""
+    return node.nodeName() in ("RebalancePartitions", "RepartitionByExpression") and any(
+        key.nodeName() == "SortOrder" for key in items(node.partitionExpressions())
+    )
 
 
 def _rows(limit: Expression) -> int:
