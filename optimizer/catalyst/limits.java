@@ -9,6 +9,8 @@ import org.apache.spark.sql.catalyst.expressions.PythonUDF;
 import org.apache.spark.sql.catalyst.expressions.SortOrder;
 import org.apache.spark.sql.catalyst.plans.logical.ArrowEvalPython;
 import org.apache.spark.sql.catalyst.plans.logical.BaseEvalPython;
+import org.apache.spark.sql.catalyst.plans.logical.Filter;
+import org.apache.spark.sql.catalyst.plans.logical.Generate;
 import org.apache.spark.sql.catalyst.plans.logical.GlobalLimit;
 import org.apache.spark.sql.catalyst.plans.logical.Join;
 import org.apache.spark.sql.catalyst.plans.logical.LocalLimit;
@@ -18,6 +20,7 @@ import org.apache.spark.sql.catalyst.plans.logical.Project;
 import org.apache.spark.sql.catalyst.plans.logical.Sort;
 import org.apache.spark.sql.catalyst.plans.logical.Union;
 import org.apache.spark.sql.catalyst.trees.TreePattern;
+import org.apache.spark.sql.internal.SQLConf;
 import scala.collection.Iterator;
 
 /** Questions about limits above calls. */
@@ -127,6 +130,8 @@ final class Mover {
 
   /** What stands for the limits over `plan` when they have passed the calls that they can; null if there is none. */
   private LogicalPlan moved(ArrayList limits, LogicalPlan plan, int rows, boolean isLone) {
+    // OFFSET alone leaves most rows, which one task would have to answer.
+    if (rows < 0) return null;
     ArrayList above = new ArrayList();
     ArrayList calls = new ArrayList();
     Sort sort = null;
@@ -149,7 +154,7 @@ final class Mover {
         sort = (Sort) plan;
         plan = sort.child();
         continue;
-      } else if (plan instanceof LocalLimit && sort == null && rows >= 0
+      } else if (plan instanceof LocalLimit && sort == null
           && number(((LocalLimit) plan).limitExpr()) >= rows) {
         plan = ((LocalLimit) plan).child();
         continue;
@@ -165,8 +170,14 @@ final class Mover {
       }
     }
     if (below == null) return null;
+    if (sortBelow == null ? losesOrder(below, rows) : !isTopK(sortBelow, rows)) {
+      for (int i = 0; i < calls.size(); i++) {
+        note("-", "the rows come in an order that a limit below would lose", (BaseEvalPython) calls.get(i));
+      }
+      return null;
+    }
     for (int i = 0; i < calls.size(); i++) note("+", String.valueOf(rows), (BaseEvalPython) calls.get(i));
-    if (sortBelow == null && below instanceof LocalLimit && rows >= 0
+    if (sortBelow == null && below instanceof LocalLimit
         && number(((LocalLimit) below).limitExpr()) >= rows) {
       below = ((LocalLimit) below).child();
     }
@@ -175,6 +186,24 @@ final class Mover {
     limited = over(limits, limited);
     if (isLone) limited = new GlobalLimit(((LocalLimit) limits.get(0)).limitExpr(), limited);
     return over(new ArrayList(above.subList(0, passed)), limited);
+  }
+
+  /** Does Spark take the first rows of the sort with the operator that keeps them in order? */
+  private static boolean isTopK(Sort sort, int rows) {
+    return !sort.global() || rows < SQLConf.get().topKSortFallbackThreshold();
+  }
+
+  /** Do the rows come in an order that a limit which gathers them from all partitions does not keep? */
+  private static boolean losesOrder(LogicalPlan plan, int rows) {
+    if (plan instanceof LocalLimit) plan = ((LocalLimit) plan).child();
+    LogicalPlan source = plan instanceof Project ? ((Project) plan).child() : plan;
+    if (source instanceof Sort && ((Sort) source).global()) return !isTopK((Sort) source, rows);
+    while (source instanceof Project || source instanceof Filter || source instanceof BaseEvalPython
+        || source instanceof Generate || Columns.isLimit(source)) {
+      if (source instanceof GlobalLimit) return false;
+      source = (LogicalPlan) source.children().head();
+    }
+    return source instanceof Sort || (source.children().isEmpty() && source.outputOrdering().nonEmpty());
   }
 
   private static Sort below(Sort sort, Project project) {

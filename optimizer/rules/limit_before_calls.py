@@ -13,7 +13,8 @@ Spark would answer all rows and sort them for the first three; and where it does
 partitions takes its share. With the limit below, no more rows are asked than the query returns, OFFSET's are not, and
 the order of the rows stays: they come from one partition. A LocalLimit that Spark put below a UNION ALL or an outer
 join is for rows of which no more are needed in all, so it becomes a limit of that branch. No limit passes a filter, a
-sort by the call's answers, or what is made at random.
+sort by the call's answers, or what is made at random; none gathers rows whose order Spark would keep otherwise; and
+an OFFSET without a LIMIT, which leaves most rows, stays.
 
 At the root of a query, over a table whose first partition alone has rows to spare, the limit stays: Spark asks n rows
 of that partition and looks at no other, while a limit below the call would read some of all of them.
@@ -52,8 +53,7 @@ def limit_before_calls(plan: Node, context: Context) -> Node:
         if str(note).startswith("-"):
             context.notes.declined(_NAME, label, what)
         else:
-            rows = f"at most {int(what):,} rows" if int(what) >= 0 else "the rows behind the OFFSET"
-            context.notes.fired(_NAME, label, f"asked for {rows}: a LIMIT runs before it")
+            context.notes.fired(_NAME, label, f"asked for at most {int(what):,} rows: a LIMIT runs before it")
     return rewrite(changed, context.catalyst, lambda node: _in_one_window(node, questions, context))
 
 

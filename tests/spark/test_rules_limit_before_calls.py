@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 from fake_counting import FakeModel
-from plans import context, optimized, settings
+from plans import context, golden, optimized, rows, settings, text
 from pyspark.sql import DataFrame, Row, SparkSession
 
 from spark_llm.config import entries
@@ -79,7 +79,7 @@ def outcome(model: FakeModel, query: str) -> tuple[list[Row], int]:
         (f"SELECT id FROM u JOIN (SELECT id, k, {CALL} AS r FROM t ORDER BY id LIMIT 5) x USING (k) WHERE r >= '0'", 5),
         (f"SELECT id, {CALL} AS r FROM t ORDER BY id LIMIT ALL", 40),
         (f"SELECT id, {CALL} AS r FROM t LIMIT 0", 0),
-        (f"SELECT id, {CALL} AS r FROM t ORDER BY id OFFSET 35", 5),
+        (f"SELECT id, {CALL} AS r FROM t ORDER BY id OFFSET 35", 40),
     ],
 )
 def test_limited_rows_are_the_same(tables: FakeModel, query: str, least: int) -> None:
@@ -90,7 +90,6 @@ def test_limited_rows_are_the_same(tables: FakeModel, query: str, least: int) ->
     found_off, calls_off = outcome(tables, query)
     assert found == found_off
     assert calls == least <= calls_off
-    print(query, calls, calls_off)
 
 
 @pytest.mark.parametrize(
@@ -117,10 +116,9 @@ def test_any_rows_will_do(tables: FakeModel, query: str, limit: str, least: int)
     assert_stable(tables.spark.sql(limited), WITH)
     settings(tables.spark, enabled=False)
     whole, _ = outcome(tables, query.format(""))
-    found_off, calls_off = outcome(tables, limited)
+    found_off, _ = outcome(tables, limited)
     assert len(found) == len(found_off)
     assert not Counter(found) - Counter(whole)
-    print(limited, calls, calls_off)
     assert calls == least
 
 
@@ -130,3 +128,64 @@ def test_a_limit_in_a_subquery_takes_its_rows_from_all_partitions(tables: FakeMo
     assert outcome(tables, query) == ([Row(n=5)], 5)
     settings(tables.spark, enabled=False)
     assert outcome(tables, query) == ([Row(n=5)], 20)
+
+
+def test_topk_runs_first(tables: FakeModel) -> None:
+    only(tables.spark, "limitBeforeCalls")
+    query = f"SELECT id, upper(r) AS r FROM {SUBQUERY} ORDER BY text DESC LIMIT 3"
+    assert text(tables.spark.sql(query)) == golden("""
+        Project [id, r]
+        +- Project [id, upper(pythonUDF0) AS r, text]
+           +- ArrowEvalPython [llm(spec, p, text)], [pythonUDF0], 204
+              +- GlobalLimit 3
+                 +- LocalLimit 3
+                    +- Sort [text DESC NULLS LAST], true
+                       +- Project [id, concat(x, cast(id as string)) AS text]
+                          +- Range (0, 40, step=1, splits=Some(4))
+    """)
+
+
+def test_few_rows_stay_as_they_come_and_many_may_be_placed(tables: FakeModel) -> None:
+    only(tables.spark, *WITH)
+    limited = tables.spark.sql(f"SELECT count(r) FROM (SELECT {CALL} AS r FROM t LIMIT 20)")
+    assert [plan.order_why for plan in rows(limited)] == ["as they come: below a LIMIT"]
+    tables.spark.conf.set("spark.llm.windowRows", "10")
+    limited = tables.spark.sql(f"SELECT count(r) FROM (SELECT {CALL} AS r FROM t LIMIT 20)")
+    assert "LIMIT" not in rows(limited)[0].order_why
+
+
+def test_a_limit_stops_at_filters_and_at_answers_drawn_without_a_seed(tables: FakeModel) -> None:
+    only(tables.spark, "limitBeforeCalls")
+    limited = text(tables.spark.sql(f"SELECT id, llm('q', text) AS s FROM t WHERE {CALL} > '4' ORDER BY id LIMIT 3"))
+    lines = [line.strip(" +-") for line in limited.splitlines()]
+    names = [line.split(" ")[0] for line in lines if not line.startswith("Project")]
+    assert names == ["ArrowEvalPython", "GlobalLimit", "LocalLimit", "Sort", "Filter", "ArrowEvalPython", "Range"]
+    drawn = text(tables.spark.sql("SELECT id, llm('p', text, temperature => 1) AS s FROM t ORDER BY id LIMIT 3"))
+    assert drawn.startswith("GlobalLimit")
+
+
+def test_the_root_limit_stays_over_a_table_with_rows_to_spare(tables: FakeModel) -> None:
+    only(tables.spark, "limitBeforeCalls")
+    large = "(SELECT id, concat('x', id) AS text FROM range(0, 10000, 1, 4))"
+    at_root = text(tables.spark.sql(f"SELECT id, {CALL} AS r FROM {large} LIMIT 3"))
+    assert at_root.startswith("GlobalLimit")
+    inside = text(tables.spark.sql(f"SELECT count(r) FROM (SELECT {CALL} AS r FROM {large} LIMIT 3)"))
+    assert inside.index("ArrowEvalPython") < inside.index("GlobalLimit")
+
+
+def test_rows_that_come_in_order_are_not_gathered(tables: FakeModel) -> None:
+    only(tables.spark, "limitBeforeCalls")
+    tables.spark.sql("SELECT * FROM t ORDER BY id DESC").cache().createOrReplaceTempView("ordered")
+    limited = tables.spark.sql(f"SELECT id, {CALL} AS r FROM ordered LIMIT 3")
+    assert text(limited).startswith("GlobalLimit")
+    assert [row.id for row in limited.collect()] == [39, 38, 37]
+    tables.spark.catalog.uncacheTable("ordered")
+
+
+def test_show_head_and_take(tables: FakeModel) -> None:
+    only(tables.spark, *WITH)
+    df = tables.spark.sql(f"SELECT id, {CALL} AS r FROM t")
+    for act in (lambda: df.show(12), lambda: df.take(13), lambda: df.head(13)):
+        tables.forget()
+        act()
+        assert len(tables.requests()) == 13  # show() looks whether there is one more
