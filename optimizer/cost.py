@@ -193,6 +193,10 @@ def call_cost(known: CallInput, speed: Speed) -> CallCost:
     calls = asked
     if known.folds:
         calls = smaller(asked, known.distinct) if known.distinct.is_known else asked.at_most()
+    if calls.value == 0:
+        nothing = calls._replace(kind="exact")
+        spent = dict.fromkeys(("prompt_tokens", "hits", "output_tokens", "computed_tokens", "seconds"), nothing)
+        return CallCost(rows=known.rows, asked=asked, distinct=known.distinct, calls=calls, **spent)
     per_row = known.field_tokens.plus(known.varying_tokens).plus(known.head + known.tail)
     prompt = calls.times(per_row)
     # Rows that are not asked compute nothing: at most what all rows would.

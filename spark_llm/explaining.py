@@ -72,7 +72,7 @@ class Explanation:
 def explain(df: DataFrame, mode: Mode = "plan", file: TextIO | None = None) -> Explanation:
     """Print, for each llm() call of ``df``, what it is expected to cost and what the plan rules did; and return it.
 
-    mode: ``plan`` asks no model and runs no job, so that numbers which nobody counted are unknown (``?``); ``analyze``
+    mode: ``plan`` asks no model and runs no job, so that numbers which nobody counted are not known; ``analyze``
     runs the query, throws its rows away and puts what happened beside the estimate. file: where to print, None is
     stdout. ``df`` itself keeps the plan that it has, or has none yet.
 

@@ -117,12 +117,20 @@ def _placement(estimate: CallEstimate, above: Sequence[Node], catalyst: Catalyst
         kept = "until a condition drops them" if call.group.conditions and others else ""
         limit = f"until {call.group.limit:,} rows are kept" if call.group.limit else ""
         words += [part for part in (shared, kept, limit) if part]
-    used = [_ABOVE[name] for node in above if (name := str(node.nodeName())) in _ABOVE]
+    used = [words_of for node in above if (words_of := _use(node))]
     if used:
         words.append("below " + ", ".join(dict.fromkeys(used)))
     if estimate.is_repeated:
         words.append("whose answers an equal call before it has")
     return ", ".join(words)
+
+
+def _use(node: Node) -> str | None:
+    """What a node above a call does, where it is worth a word."""
+    name = str(node.nodeName())
+    if name == "Sort" and not getattr(node, "global")():  # ReorderRows' own
+        return None
+    return _ABOVE.get(name)
 
 
 def _rows(node: Node, catalyst: Catalyst) -> str:

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from spark_llm.report import Report
 
 WIDTH = 110
-_LEGEND = "<= at most, ~ about, ? not known. Estimates leave out what the result cache answers."
+_LEGEND = "<= is at most, ~ is about. Estimates leave out what the result cache answers."
 _HINT = (
-    "What is not known here, ANALYZE TABLE ... COMPUTE STATISTICS FOR ALL COLUMNS tells, a run of the query, or "
+    "What is not known here, ANALYZE TABLE ... COMPUTE STATISTICS FOR ALL COLUMNS tells, or a run of the query, or "
     'spark_llm.explain(df, mode="analyze").'
 )
 _NOTHING = "The query calls no llm()."
@@ -67,8 +67,12 @@ def _table(estimate: CallCost, actual: Report | None, has_run: bool) -> list[str
         ("computed tokens", str(estimate.computed_tokens), _computed(actual)),
         ("seconds", _seconds(estimate.seconds), "" if actual is None else f"{actual.seconds:,.1f}"),
     ]
-    lines = [f"   {'':<16}{'estimated':>14}" + (f"{'actual':>14}" if has_run else "")]
-    lines += [f"   {name:<16}{one:>14}" + (f"{other:>14}" if has_run else "") for name, one, other in rows]
+    known = [row for row in rows if row[1] != "?" or row[2]]
+    unknown = [row[0] for row in rows if row not in known]
+    lines = [f"   {'':<16}{'estimated':>14}" + (f"{'actual':>14}" if has_run else "")] if known else []
+    lines += [f"   {name:<16}{one:>14}" + (f"{other:>14}" if has_run else "") for name, one, other in known]
+    if unknown:
+        lines += _wrapped("not known: ", ", ".join(unknown))
     if has_run and actual is None:
         lines.append("   what really happened stands at the other call with this prompt, or no row came")
     if actual is not None and (rest := _rest(actual)):

@@ -76,16 +76,8 @@ def test_the_layout(analysed: FakeModel) -> None:
         1. 'Is it long?'
            asked for the rows of counted, filtered, below a filter, a sort
            estimated from the plan alone (no job runs for EXPLAIN)
-                                estimated
-           rows                         ?
-           asked                        ?
-           distinct                     ?
-           calls                        ?
-           prompt tokens                ?
-           prefix hits                  ?
-           output tokens                ?
-           computed tokens              ?
-           seconds                      ?
+           not known: rows, asked, distinct, calls, prompt tokens, prefix hits, output tokens, computed tokens,
+             seconds
            - placeInstruction: first: all rows share it
            - reorderColumns: text, k: by rule of thumb, by the plan alone (no job runs for EXPLAIN)
            + deduplicatePrompts: rows with equal arguments are asked once
@@ -95,9 +87,9 @@ def test_the_layout(analysed: FakeModel) -> None:
         the query
            + shuffleBelowSort: an exchange below the global sort, which runs what is below twice
 
-        <= at most, ~ about, ? not known. Estimates leave out what the result cache answers.
-        What is not known here, ANALYZE TABLE ... COMPUTE STATISTICS FOR ALL COLUMNS tells, a run of the query, or
-        spark_llm.explain(df, mode="analyze").
+        <= is at most, ~ is about. Estimates leave out what the result cache answers.
+        What is not known here, ANALYZE TABLE ... COMPUTE STATISTICS FOR ALL COLUMNS tells, or a run of the query,
+        or spark_llm.explain(df, mode="analyze").
         """
     )
 

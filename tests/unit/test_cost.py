@@ -121,6 +121,11 @@ def test_what_is_not_known_stays_unknown() -> None:
     assert call_cost(CallInput(), SPEED).calls == UNKNOWN
 
 
+def test_no_call_costs_nothing_whatever_is_not_known() -> None:
+    cost = call_cost(CallInput(rows=exact(0, "job"), max_output=4), SPEED)
+    assert cost.seconds == cost.prompt_tokens == cost.output_tokens == exact(0, "job")
+
+
 def test_the_speed_is_a_guess_until_it_is_measured() -> None:
     tokens = exact(10_000, "job")
     assert Speed().seconds(tokens) == about(10, "guess")
