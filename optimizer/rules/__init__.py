@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from spark_llm.optimizer.catalyst.runner import Rule
+from spark_llm.optimizer.rules.aggregate_distinct import aggregate_distinct
+from spark_llm.optimizer.rules.count_pairs import count_pairs
 from spark_llm.optimizer.rules.deduplicate_prompts import deduplicate_prompts
 from spark_llm.optimizer.rules.fuse_calls import fuse_calls
+from spark_llm.optimizer.rules.keep_budget import keep_budget
+from spark_llm.optimizer.rules.limit_before_calls import limit_before_calls
 from spark_llm.optimizer.rules.limit_into_filter import limit_into_filter
+from spark_llm.optimizer.rules.mask_conditional_calls import mask_conditional_calls
 from spark_llm.optimizer.rules.order_llm_predicates import order_llm_predicates
+from spark_llm.optimizer.rules.place_calls_around_joins import place_calls_around_joins
 from spark_llm.optimizer.rules.place_instruction import place_instruction
 from spark_llm.optimizer.rules.reorder_columns import reorder_columns
 from spark_llm.optimizer.rules.reorder_rows import reorder_rows
+from spark_llm.optimizer.rules.reuse_answers import reuse_answers, share_answers
+from spark_llm.optimizer.rules.semantic_join import semantic_join
 from spark_llm.optimizer.rules.shuffle_below_sort import shuffle_below_sort
 
-EARLY_RULES: tuple[Rule, ...] = ()
+EARLY_RULES: tuple[Rule, ...] = (
+    Rule("semanticJoin", semantic_join),
+    Rule("maskConditionalCalls", mask_conditional_calls),
+)
 """While Spark optimizes and calls stand in expressions: what changes a call's arguments, or Spark would refuse."""
 
 RULES: tuple[Rule, ...] = (
+    Rule("reuseAnswers", reuse_answers),
+    Rule("limitBeforeCalls", limit_before_calls),
+    Rule("reuseAnswers", share_answers),
+    Rule("placeCallsAroundJoins", place_calls_around_joins),
+    Rule("aggregateDistinct", aggregate_distinct),
+    Rule("semanticJoin", count_pairs),
     Rule("placeInstruction", place_instruction),  # changes prompts
     Rule("reorderColumns", reorder_columns),  # changes prompts
     Rule("orderLlmPredicates", order_llm_predicates),
@@ -24,5 +41,6 @@ RULES: tuple[Rule, ...] = (
     Rule("deduplicatePrompts", deduplicate_prompts),
     Rule("reorderRows", reorder_rows),  # by the prompts that the others made
     Rule("shuffleBelowSort", shuffle_below_sort),
+    Rule("keepBudget", keep_budget),  # of the calls that are left; it has no key, a budget always holds
 )
 """Where calls are nodes of the plan."""
