@@ -29,7 +29,8 @@ class Budgets:
     """Counts rows, tokens and time of queries that have a budget. Safe to call from several threads.
 
     A row counts as a call, and its prompt's tokens as spent, when it is admitted; its answer's tokens when it is done.
-    So the tokens may go beyond the limit by those of rows already admitted, the calls never do.
+    So the tokens may go beyond the limit by those of rows already admitted, the calls never do. An engine that is
+    started again counts anew.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -16,9 +16,8 @@ import msgspec
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from spark_llm.engine.prefix import shared_with_next
-from spark_llm.engine.request import Completion, FinishReason, Hints, Request
-from spark_llm.engine.service.folding import Answer, Claim, Stream
+from spark_llm.engine.request import FinishReason
+from spark_llm.engine.service.folding import Answer, Stream
 from spark_llm.engine.service.loop import EngineLoop
 from spark_llm.engine.service.protocol import (
     ANSWER_SCHEMA,
@@ -29,6 +28,7 @@ from spark_llm.engine.service.protocol import (
     WindowGrant,
     WindowRequest,
 )
+from spark_llm.engine.service.requests import Requests, as_llm_error
 from spark_llm.errors import LlmError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
         cache = header.cache if header.query else None
         stream = Stream(header.query, _scope(header), self._loop.next_id(), node, cache)
         self._loop.open(stream)
-        requests = _Requests(self._loop, self._text, header, stream, reader)
+        requests = Requests(self._loop, self._text, header, stream, reader)
         requests.start()
         try:
             self._answer(context, header, stream, requests, writer)
@@ -103,7 +103,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
             log.info("the client of query=%r went away", header.query)
         except Exception as error:
             log.exception("a stream of query=%r failed", header.query)
-            _fail(writer, _as_llm_error(error))
+            _fail(writer, as_llm_error(error))
         finally:
             self._loop.close(stream)
             requests.join()  # the reader dies with this call, and a closed stream ends it
@@ -113,7 +113,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
         context: flight.ServerCallContext,
         header: StreamOpen,
         stream: Stream,
-        requests: _Requests,
+        requests: Requests,
         writer: flight.MetadataRecordBatchWriter,
     ) -> None:
         answered = 0
@@ -135,107 +135,6 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
                 writer.write_metadata(msgspec.json.encode(StreamStop()))
 
 
-class _Requests(threading.Thread):
-    """Reads a stream's requests, tokenises them and passes them to the engine's loop.
-
-    rows: rows passed on so far. done: the client sends no more. error: why reading stopped early.
-    """
-
-    def __init__(
-        self,
-        loop: EngineLoop,
-        text: TextPipeline,
-        header: StreamOpen,
-        stream: Stream,
-        reader: flight.MetadataRecordBatchReader,
-    ) -> None:
-        super().__init__(name="requests", daemon=True)
-        self._loop = loop
-        self._text = text
-        self._header = header
-        self._stream = stream
-        self._reader = reader
-        self.rows = 0
-        self.done = False
-        self.error: LlmError | None = None
-
-    def run(self) -> None:
-        try:
-            if self._stream.cache is not None:
-                self._loop.results.begin(self._stream.cache, self._header.query)
-            while self._stream.stopped or not self._stream.closed:
-                self._pass_on(self._reader.read_chunk().data)
-        except StopIteration:
-            self.done = True
-        except Exception as error:
-            if not isinstance(error, LlmError):
-                log.exception("requests of query=%r cannot be read", self._header.query)
-            self.error = _as_llm_error(error)
-        self._stream.outbox.put([])  # wakes the writer
-
-    def _pass_on(self, batch: pa.RecordBatch) -> None:
-        claim = self._loop.folding.claim(self._stream, batch.column("id").to_pylist(), batch.column("key").to_pylist())
-        self.rows += batch.num_rows
-        try:
-            outcomes = self._outcomes(batch, claim)
-        except Exception as error:
-            self._loop.folding.give_up(claim.flights, _as_llm_error(error))
-            raise
-        self._loop.submit(self._stream, batch.num_rows, claim, outcomes)
-
-    def _outcomes(self, batch: pa.RecordBatch, claim: Claim) -> list[Request | Completion]:
-        """For each flight of the claim: its answer from the result cache, a refusal beyond the budget, or a request."""
-        found: list[Completion | None] = [None] * len(claim.flights)
-        if self._stream.cache is not None:
-            keys = [None if flight.key is None else flight.key[1] for flight in claim.flights]
-            found = self._loop.results.find(self._stream.cache, keys)
-        new = [position for position, known in zip(claim.positions, found, strict=True) if known is None]
-        computed = iter(self._within_budget(_rows(batch, new)))
-        return [next(computed) if known is None else known for known in found]
-
-    def _within_budget(self, batch: pa.RecordBatch) -> list[Request | Completion]:
-        query, budget = self._header.query, self._header.budget
-        if budget is None or not query:
-            return list(self._requests(batch))
-        budgets = self._loop.budgets
-        refusal = budgets.exceeded(query, budget)
-        if refusal is not None:
-            return [_refused(refusal)] * batch.num_rows
-        requests = self._requests(batch)
-        admitted, refusal = budgets.admit(query, budget, [len(request.prompt) for request in requests])
-        if refusal is None:
-            return list(requests)
-        return [*requests[:admitted], *[_refused(refusal)] * (len(requests) - admitted)]
-
-    def _requests(self, batch: pa.RecordBatch) -> list[Request]:
-        if not batch.num_rows:
-            return []
-        header, loop = self._header, self._loop
-        prompts, instruction_tokens, shared_tokens = self._text.encode_rows(header, batch)
-        is_stopped = self._text.stop_checker(header.params.stop)
-        return [
-            Request(
-                id=loop.next_id(),
-                prompt=prompt,
-                params=header.params,
-                client=header.client,
-                instruction_tokens=tokens,
-                seed=seed,
-                is_stopped=is_stopped,
-                reuse=header.reuse,
-                hints=Hints(self._stream.id, header.query, following, header.later_calls, shared),
-            )
-            for prompt, tokens, shared, following, seed in zip(
-                prompts,
-                instruction_tokens.tolist(),
-                shared_tokens.tolist(),
-                shared_with_next(prompts),
-                batch.column("seed").to_pylist(),
-                strict=True,
-            )
-        ]
-
-
 def _header(command: bytes) -> StreamOpen:
     try:
         header = msgspec.json.decode(command, type=StreamOpen)
@@ -254,24 +153,10 @@ def _window_request(body: pa.Buffer) -> WindowRequest:
         raise flight.FlightServerError(f"malformed request for a window: {error}") from error
 
 
-def _refused(error: tuple[str, dict[str, str]]) -> Completion:
-    return Completion(-1, [], FinishReason.ERROR, 0, 0, 0, error=error)
-
-
-def _rows(batch: pa.RecordBatch, positions: list[int]) -> pa.RecordBatch:
-    return batch if len(positions) == batch.num_rows else batch.take(pa.array(positions, pa.int64()))
-
-
 def _scope(header: StreamOpen) -> bytes:
     """What must be equal, beside the key, for rows of two streams to share an answer."""
     constants = msgspec.json.encode((header.params, header.system))
     return hashlib.blake2b(constants, digest_size=16).digest()
-
-
-def _as_llm_error(error: Exception) -> LlmError:
-    if isinstance(error, LlmError):
-        return error
-    return LlmError("LLM_INVALID_REQUEST", reason=f"{type(error).__name__}: {error}")
 
 
 def _fail(writer: flight.MetadataRecordBatchWriter, error: LlmError) -> None:

@@ -18,8 +18,9 @@ from spark_llm.engine.request import Completion, FinishReason, Request
 from spark_llm.engine.service.folding import Answer, Folding, Stream
 from spark_llm.engine.service.loop import EngineLoop
 from spark_llm.engine.service.protocol import Budget, ResultCache, StreamOpen, WindowRequest
+from spark_llm.engine.service.requests import Requests
 from spark_llm.engine.service.results import Results
-from spark_llm.engine.service.server import _Requests, _scope
+from spark_llm.engine.service.server import _scope
 
 BUDGETS = {"a": None, "b": Budget(calls=4), "c": Budget(length=30), "": None}  # by query
 TEXTS = ["one", "two", "six", "flaky", "x" * 1001]
@@ -45,7 +46,7 @@ class Client:
     """A stream as its client knows it: rows and their texts, and the answers so far."""
 
     stream: Stream
-    requests: _Requests
+    requests: Requests
     rows: dict[int, tuple[str, bytes | None]] = field(default_factory=dict)
     answers: list[Answer] = field(default_factory=list)
 
@@ -69,7 +70,7 @@ class ServiceMachine(RuleBasedStateMachine):
         )
         cache = header.cache if query and cached else None
         stream = Stream(query, _scope(header), self.loop.next_id(), node, cache)
-        requests = _Requests(self.loop, cast(Any, self.engine.text), header, stream, cast(pa.RecordBatch, None))
+        requests = Requests(self.loop, cast(Any, self.engine.text), header, stream, cast(pa.RecordBatch, None))
         self.clients.append(Client(stream, requests))
         self.loop.open(stream)
 
@@ -81,7 +82,7 @@ class ServiceMachine(RuleBasedStateMachine):
         rows = {first + i: (text, text.encode() if keyed else None) for i, (text, keyed) in enumerate(texts)}
         client.rows |= rows
         keys = [key for _, key in rows.values()]
-        client.requests._pass_on(batch_of({row: [text] for row, (text, _) in rows.items()}, keys=keys))
+        client.requests.pass_on(batch_of({row: [text] for row, (text, _) in rows.items()}, keys=keys))
 
     @rule()
     def messages(self) -> None:
