@@ -29,6 +29,7 @@ _BAG_TO_BAG = {
     "SubqueryAlias",
     "Union",
     "Window",
+    "WindowGroupLimit",
     "WithCTE",
     "WriteFiles",
 }

@@ -33,7 +33,7 @@ def counted(spark: SparkSession) -> Iterator[tuple[SparkSession, Any]]:
 
     fake_count.__annotations__ = {"batches": Iterator[tuple[pd.Series, ...]], "return": Iterator[pd.Series]}
     udf = pandas_udf(fake_count, "string")
-    with Registry.of(spark).using(spark, lambda tables: udf):
+    with Registry.of(spark).using(spark, lambda tables, calls=0: udf):
         session = spark_llm.enable(spark.newSession())
         session.range(0, 40, 1, 4).selectExpr("id", "string(id % 7) AS text").createOrReplaceTempView("t")
         yield session, rows
