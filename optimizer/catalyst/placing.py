@@ -115,12 +115,9 @@ def renamed(
 
 
 def project(entries: Sequence[Expression], child: Node, catalyst: Catalyst) -> Node:
-    """A Project, or ``child`` itself where it gives just these columns."""
-    if all(catalyst.is_attribute(entry) for entry in entries):
-        given = output_ids(child, catalyst)
-        if [int(entry.exprId().id()) for entry in entries] == given:
-            return child
-    return catalyst.plans.Project(catalyst.seq(entries), child)
+    """A Project, or ``child`` itself where it gives just these columns, as qualified."""
+    wanted = catalyst.seq(entries)
+    return child if wanted.equals(child.output()) else catalyst.plans.Project(wanted, child)
 
 
 def filtered(conditions: Iterable[Expression], child: Node, catalyst: Catalyst) -> Node:

@@ -85,12 +85,20 @@ def _pulled(union: Node, context: Context) -> Node | None:
     above = filtered(first.conditions, with_arguments(first.node, asked, joined, catalyst), catalyst)
     rest = iter(given)
     final = [
-        column(_value(first.entries[position]), attribute, catalyst) if position in first.late else next(rest)
+        _late_column(first, position, attribute, catalyst) if position in first.late else next(rest)
         for position, attribute in enumerate(items(union.output()))
     ]
     label = calls_of(first.node)[0].label
     context.notes.fired("aggregateDistinct", label, f"one node above a union of {len(known)} instead of one in each")
     return project(final, above, catalyst)
+
+
+def _late_column(branch: _Branch, position: int, attribute: Expression, catalyst: Catalyst) -> Expression:
+    value = _value(branch.entries[position])
+    if attribute.nullable() and not value.nullable():  # only the first branch drops NULLs
+        answers = items(branch.node.resultAttrs())
+        value = renamed(value, answers, answers, catalyst)
+    return column(value, attribute, catalyst)
 
 
 def _branch(plan: Node, catalyst: Catalyst) -> _Branch | None:

@@ -127,6 +127,22 @@ def test_golden_union(t: SparkSession) -> None:
     assert_settled(df)
 
 
+def test_a_union_of_qualified_columns(t: SparkSession) -> None:
+    make_local(t)
+    df = t.sql("SELECT n, llm('p') AS r FROM l UNION ALL SELECT id, llm('p') FROM t")
+    assert text(df) == golden("""
+        Project [n, pythonUDF0 AS r]
+        +- ArrowEvalPython [llm(spec, p)], [pythonUDF0], 204
+           +- Union false, false
+              :- Project [n]
+              :  +- Project [n]
+              :     +- LogicalRDD
+              +- Project [cast(id as int) AS id]
+                 +- Range (0, 40, step=1, splits=Some(2))
+    """)
+    assert_settled(df)
+
+
 KIND = "llm('p', kind)"
 # query, calls, rows that the UDF gets
 CASES = {
