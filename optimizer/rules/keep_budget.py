@@ -16,6 +16,7 @@ Runs last, as the plan then has the calls that will be asked; and wherever there
 
 from __future__ import annotations
 
+import logging
 import math
 
 import msgspec
@@ -28,6 +29,8 @@ from spark_llm.optimizer.catalyst.runner import Refusal
 from spark_llm.optimizer.cost import Number, total
 from spark_llm.optimizer.estimates import estimates
 from spark_llm.optimizer.rules.calls import Call, change_specs, no_function
+
+logger = logging.getLogger("spark_llm.optimizer")
 
 RULE = "keepBudget"
 _SLACK = 1.1  # by which an estimate that is not exact must be beyond a limit
@@ -68,7 +71,11 @@ def _said(share: Budget) -> str:
 
 def _refuse_beyond(budget: Budget, plan: Node, context: Context) -> None:
     """Answers may be short and rows masked: what is sure is the length of the prompts of calls that were counted."""
-    costs = [estimate.cost for estimate in estimates(plan, context)]
+    try:
+        costs = [estimate.cost for estimate in estimates(plan, context)]
+    except Exception:  # the budget must stand in the plan whatever an estimate runs into
+        logger.warning("The query's cost is not known; its budget is kept while it runs.", exc_info=True)
+        return
     calls = _counted([cost.calls for cost in costs])
     length = _counted([cost.prompt_tokens for cost in costs])
     computed = _counted([cost.prompt_tokens.minus(cost.hits) for cost in costs if cost.prompt_tokens.is_counted])

@@ -88,8 +88,8 @@ def test_the_layout(analysed: FakeModel) -> None:
            + shuffleBelowSort: an exchange below the global sort, which runs what is below twice
 
         <= is at most, ~ is about. Estimates leave out what the result cache answers.
-        What is not known here, ANALYZE TABLE ... COMPUTE STATISTICS FOR ALL COLUMNS tells, or a run of the query,
-        or spark_llm.explain(df, mode="analyze").
+        What is not known here, ANALYZE TABLE ... COMPUTE STATISTICS FOR ALL COLUMNS tells, or a run of the query, or
+        spark_llm.explain(df, mode="analyze").
         """
     )
 

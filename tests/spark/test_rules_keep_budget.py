@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from fake_counting import FakeModel
 from plans import apply, assert_idempotent, optimized, planner, settings, spark_jobs, specs
@@ -128,6 +130,17 @@ def test_bounds_refuse_nothing(t: FakeModel) -> None:
     masked = t.spark.sql("SELECT if(k = 1, llm('p', text), 'none') FROM t")
     assert masked.count() == 200
     assert len(masked.collect()) == 200  # 5 texts
+
+
+def test_a_budget_stands_though_nothing_can_be_estimated(t: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no estimate")
+
+    # The package has the function under the module's name.
+    monkeypatch.setattr(sys.modules["spark_llm.optimizer.rules.keep_budget"], "estimates", fail)
+    budget(t.spark, maxCalls=7)
+    [spec] = specs(t.spark.sql("SELECT llm('p', text) FROM t"))
+    assert spec.budget == Budget(calls=7)
 
 
 def test_explain_is_never_refused(t: FakeModel) -> None:
