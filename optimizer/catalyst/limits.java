@@ -20,6 +20,8 @@ import org.apache.spark.sql.catalyst.plans.logical.Project;
 import org.apache.spark.sql.catalyst.plans.logical.Sort;
 import org.apache.spark.sql.catalyst.plans.logical.Union;
 import org.apache.spark.sql.catalyst.trees.TreePattern;
+import org.apache.spark.sql.execution.LogicalRDD;
+import org.apache.spark.sql.execution.columnar.InMemoryRelation;
 import org.apache.spark.sql.internal.SQLConf;
 import scala.collection.Iterator;
 
@@ -203,7 +205,8 @@ final class Mover {
       if (source instanceof GlobalLimit) return false;
       source = (LogicalPlan) source.children().head();
     }
-    return source instanceof Sort || (source.children().isEmpty() && source.outputOrdering().nonEmpty());
+    boolean isStored = source instanceof InMemoryRelation || source instanceof LogicalRDD;
+    return source instanceof Sort || (isStored && source.outputOrdering().nonEmpty());
   }
 
   private static Sort below(Sort sort, Project project) {

@@ -190,7 +190,8 @@ final class Reuser {
     }
     Attribute narrow = (Attribute) node.resultAttrs().apply(number);
     Attribute wide = narrow.newInstance();
-    PythonUDF changed = (PythonUDF) udf.withNewChildren(Columns.seq(children));
+    PythonUDF changed = new PythonUDF(udf.name(), udf.func(), udf.dataType(), Columns.seq(children), udf.evalType(),
+        udf.udfDeterministic(), udf.resultId());
     ArrowEvalPython asking = new ArrowEvalPython(
         (scala.collection.immutable.Seq) node.udfs().updated(number, changed),
         (scala.collection.immutable.Seq) node.resultAttrs().updated(number, wide), node.child(), node.evalType());

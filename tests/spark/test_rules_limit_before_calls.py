@@ -135,13 +135,12 @@ def test_topk_runs_first(tables: FakeModel) -> None:
     query = f"SELECT id, upper(r) AS r FROM {SUBQUERY} ORDER BY text DESC LIMIT 3"
     assert text(tables.spark.sql(query)) == golden("""
         Project [id, r]
-        +- Project [id, upper(pythonUDF0) AS r, text]
-           +- ArrowEvalPython [llm(spec, p, text)], [pythonUDF0], 204
+        +- Project [id, upper(pythonUDF0) AS r, concat(x, cast(id as string)) AS text]
+           +- ArrowEvalPython [llm(spec, p, concat(x, cast(id as string)))], [pythonUDF0], 204
               +- GlobalLimit 3
                  +- LocalLimit 3
-                    +- Sort [text DESC NULLS LAST], true
-                       +- Project [id, concat(x, cast(id as string)) AS text]
-                          +- Range (0, 40, step=1, splits=Some(4))
+                    +- Sort [concat(x, cast(id as string)) DESC NULLS LAST], true
+                       +- Range (0, 40, step=1, splits=Some(4))
     """)
 
 

@@ -110,7 +110,8 @@ def test_the_lower_answer_is_carried_up(tables: FakeModel) -> None:
            :  +- Filter (pythonUDF0 >= 5)
            :     +- ArrowEvalPython [llm(spec, p, concat(x, cast(id as string)))], [pythonUDF0], 204
            :        +- Range (0, 40, step=1, splits=Some(4))
-           +- Range (3, 8, step=1, splits=Some(2))
+           +- Project [id AS k]
+              +- Range (3, 8, step=1, splits=Some(2))
     """)
 
 
