@@ -13,7 +13,7 @@ import pytest
 
 from spark_llm.engine.service.process import ProcessId
 
-pytestmark = [pytest.mark.faults, pytest.mark.spark]
+pytestmark = [pytest.mark.faults, pytest.mark.spark, pytest.mark.timeout(600)]
 Engines = Any  # the fixture of conftest.py
 
 _DRIVER = """
