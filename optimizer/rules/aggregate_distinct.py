@@ -74,7 +74,9 @@ def _rewrite(plan: Node, context: Context) -> Node:
         return plan
     found = _grouped(plan, stack, calls, context)
     if isinstance(found, str):
-        context.notes.declined(NAME, calls[0].label, found)
+        before = (note for note in context.notes.all() if note.rule == NAME and note.call == calls[0].label)
+        if not any(note.fired for note in before):  # rules run until nothing changes any more
+            context.notes.declined(NAME, calls[0].label, found)
         return plan
     return found
 

@@ -119,7 +119,7 @@ def _best_place(path: Path, node: Node, context: Context) -> Place | None:
         return None
     label = calls[0].label
     if not all(call.spec.is_repeatable and call.udf.deterministic() for call in calls):
-        context.notes.declined(NAME, label, "its answers are drawn without a seed")
+        _decline(context, label, "its answers are drawn without a seed")
         return None
     places = [here, *above, *below]
     counted = count_tuples([Question(p.moved.node.child(), _asked(p.moved.node, catalyst)) for p in places], context)
@@ -171,7 +171,7 @@ def _by_thumb(above: list[Place], label: str, context: Context) -> Place | None:
     """The highest place above a join whose other side is filtered."""
     best = next((place for place in reversed(above) if place.is_thumb), None)
     if best is None:
-        context.notes.declined(NAME, label, "nothing is known of the rows around the join, and no side is filtered")
+        _decline(context, label, "nothing is known of the rows around the join, and no side is filtered")
     else:
         context.notes.fired(NAME, label, f"{best.words}, whose other side is filtered; nothing is counted")
     return best
@@ -206,8 +206,14 @@ def _by_numbers(places: list[Place], counted: list[Tuples], calls: list[Call], c
         return places[best]
     others = zip(places[1:], asked[1:], counted[1:], strict=True)
     seen = ", ".join(f"{place.words} {number:,.0f} in {known.rows:,}" for place, number, known in others)
-    context.notes.declined(NAME, label, f"{here} where it stands{how}; {seen}")
+    _decline(context, label, f"{here} where it stands{how}; {seen}")
     return None
+
+
+def _decline(context: Context, label: str, why: str) -> None:
+    """Note why the call stays; not of one that was moved before, for rules run until nothing changes any more."""
+    if not any(note.rule == NAME and note.call == label and note.fired for note in context.notes.all()):
+        context.notes.declined(NAME, label, why)
 
 
 def _folds(context: Context) -> bool:
