@@ -1,34 +1,11 @@
-// Which rows need a call's value: computes it for the calls of each operator and writes it into them as their masks
-// (rules/mask_conditional_calls.py says what that is). Here because it looks at every expression of a plan.
+// Masks for the calls of a plan (rules/mask_conditional_calls.py). Here because it looks at every expression of a plan.
 package sparkllm;
 
 import java.util.ArrayList;
-import java.util.HashMap;
-import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.Map;
 import java.util.Set;
-import org.apache.spark.sql.catalyst.expressions.Alias;
-import org.apache.spark.sql.catalyst.expressions.And;
-import org.apache.spark.sql.catalyst.expressions.Attribute;
-import org.apache.spark.sql.catalyst.expressions.CaseWhen;
-import org.apache.spark.sql.catalyst.expressions.Cast;
-import org.apache.spark.sql.catalyst.expressions.Coalesce;
-import org.apache.spark.sql.catalyst.expressions.EqualTo;
 import org.apache.spark.sql.catalyst.expressions.Expression;
-import org.apache.spark.sql.catalyst.expressions.If;
-import org.apache.spark.sql.catalyst.expressions.In;
-import org.apache.spark.sql.catalyst.expressions.IsNotNull;
-import org.apache.spark.sql.catalyst.expressions.IsNull;
-import org.apache.spark.sql.catalyst.expressions.Like;
-import org.apache.spark.sql.catalyst.expressions.Literal;
-import org.apache.spark.sql.catalyst.expressions.Not;
-import org.apache.spark.sql.catalyst.expressions.Or;
-import org.apache.spark.sql.catalyst.expressions.PythonUDF;
-import org.apache.spark.sql.catalyst.expressions.ScalarSubquery;
-import org.apache.spark.sql.catalyst.expressions.SubqueryExpression;
-import org.apache.spark.sql.catalyst.expressions.WindowExpression;
-import org.apache.spark.sql.catalyst.expressions.aggregate.AggregateExpression;
 import org.apache.spark.sql.catalyst.plans.Cross$;
 import org.apache.spark.sql.catalyst.plans.Inner$;
 import org.apache.spark.sql.catalyst.plans.logical.Aggregate;
@@ -36,356 +13,7 @@ import org.apache.spark.sql.catalyst.plans.logical.Filter;
 import org.apache.spark.sql.catalyst.plans.logical.Join;
 import org.apache.spark.sql.catalyst.plans.logical.LogicalPlan;
 import org.apache.spark.sql.catalyst.trees.TreePattern;
-import org.apache.spark.sql.types.DataTypes;
-import org.apache.spark.sql.types.StringType;
 import scala.collection.Iterator;
-import scala.jdk.javaapi.CollectionConverters;
-
-/** A call of one operator, with the conditions under which its places there need its value. */
-final class CallPlaces {
-  final PythonUDF udf;
-  final ArrayList guards = new ArrayList(); // a list of conditions for each place, in the order of their evaluation
-  String refusal; // why it is left alone
-  boolean isOpen; // its result is being made
-  Expression result;
-
-  CallPlaces(PythonUDF udf) { this.udf = udf; }
-}
-
-/** The calls of one operator. They are told apart by scope: what an Aggregate computes of its input's rows can say
- * nothing about what it computes of its groups. */
-public final class OperatorCalls {
-  static final int MOST_NODES = 500; // of a condition that holds calls: they may stand in each other's masks
-  final Map known = new HashMap(); // scope -> canonical call -> CallPlaces
-  ArrayList prefix = new ArrayList(); // what holds before the filter's conjunct at hand is evaluated
-  private final Map specs;
-  private final Set made;
-  private final ArrayList notes;
-
-  OperatorCalls(Map specs, Set made, ArrayList notes) {
-    this.specs = specs;
-    this.made = made;
-    this.notes = notes;
-  }
-
-  // Where a call's value is needed
-
-  /** guard: conditions under which the value is needed; none: always. onlyTrue: NULL is as good as FALSE there. */
-  void see(Expression expression, ArrayList guard, boolean onlyTrue, int scope) {
-    if (!expression.containsPattern(TreePattern.PYTHON_UDF())) return;
-    if (expression instanceof If) {
-      If choice = (If) expression;
-      see(choice.predicate(), guard, true, scope);
-      see(choice.trueValue(), and(guard, isTrue(choice.predicate())), onlyTrue, scope);
-      see(choice.falseValue(), and(guard, new Not(isTrue(choice.predicate()))), onlyTrue, scope);
-    } else if (expression instanceof CaseWhen) {
-      ArrayList open = guard;
-      ArrayList children = list(expression.children());
-      for (int i = 0; i + 1 < children.size(); i += 2) {
-        Expression condition = (Expression) children.get(i);
-        see(condition, open, true, scope);
-        see((Expression) children.get(i + 1), and(open, isTrue(condition)), onlyTrue, scope);
-        open = and(open, new Not(isTrue(condition)));
-      }
-      if (children.size() % 2 == 1) see((Expression) children.get(children.size() - 1), open, onlyTrue, scope);
-    } else if (expression instanceof Coalesce) {
-      ArrayList open = guard;
-      Iterator children = expression.children().iterator();
-      while (children.hasNext()) {
-        Expression child = (Expression) children.next();
-        see(child, open, false, scope);
-        open = and(open, new IsNull(child));
-      }
-    } else if (expression instanceof And || expression instanceof Or) {
-      seeJunction(operands(expression, expression instanceof And), expression instanceof And, guard, onlyTrue, scope);
-    } else if (expression instanceof In) {
-      seeIn((In) expression, guard, scope);
-    } else if (expression instanceof AggregateExpression) {
-      // It is computed of the input's rows, whatever is made of it.
-      AggregateExpression aggregate = (AggregateExpression) expression;
-      ArrayList rows = new ArrayList();
-      if (aggregate.filter().isDefined()) {
-        Expression filter = (Expression) aggregate.filter().get();
-        see(filter, rows, true, 0);
-        rows = and(rows, isTrue(filter));
-      }
-      see(aggregate.aggregateFunction(), rows, false, 0);
-    } else if (expression instanceof WindowExpression) {
-      seeAll(list(expression.children()), new ArrayList(), 0);
-    } else if (isCall(expression)) {
-      PythonUDF udf = (PythonUDF) expression;
-      if (isOpen(udf)) places(udf, scope).guards.add(guard);
-      ArrayList children = list(udf.children());
-      seeAll(new ArrayList(children.subList(1, children.size())), guard, scope);
-    } else {
-      seeAll(list(expression.children()), guard, scope);
-    }
-  }
-
-  private void seeAll(ArrayList expressions, ArrayList guard, int scope) {
-    for (int i = 0; i < expressions.size(); i++) see((Expression) expressions.get(i), guard, false, scope);
-  }
-
-  /** The operands of AND or OR: Spark evaluates them from the left until one decides. What holds no call and cannot fail
-   * is asked first, wherever it stands. */
-  private void seeJunction(ArrayList operands, boolean isAnd, ArrayList guard, boolean onlyTrue, int scope) {
-    for (int i = 0; i < operands.size(); i++) {
-      Expression operand = (Expression) operands.get(i);
-      if (!operand.containsPattern(TreePattern.PYTHON_UDF())) continue;
-      ArrayList needed = guard;
-      for (int pass = 0; pass < 2; pass++) {
-        for (int j = 0; j < operands.size(); j++) {
-          Expression other = (Expression) operands.get(j);
-          boolean isCheap = !other.containsPattern(TreePattern.PYTHON_UDF()) && other.deterministic() && isSafe(other);
-          if (j == i || isCheap != (pass == 0) || (!isCheap && j > i)) continue;
-          needed = and(needed, isAnd ? (onlyTrue ? isTrue(other) : isNotFalse(other)) : new Not(isTrue(other)));
-        }
-      }
-      see(operand, needed, onlyTrue, scope);
-    }
-  }
-
-  /** Of {@code value IN (items)} an item is needed where the value is not NULL and no item before it is equal. */
-  private void seeIn(In in, ArrayList guard, int scope) {
-    ArrayList items = list(in.list());
-    see(in.value(), guard, false, scope);
-    for (int i = 0; i < items.size(); i++) {
-      ArrayList needed = and(guard, new IsNotNull(in.value()));
-      for (int pass = 0; pass < 2; pass++) {
-        for (int j = 0; j < items.size(); j++) {
-          Expression other = (Expression) items.get(j);
-          boolean isCheap = !other.containsPattern(TreePattern.PYTHON_UDF()) && other.deterministic() && isSafe(other);
-          if (j == i || isCheap != (pass == 0) || (!isCheap && j > i)) continue;
-          needed = and(needed, new Not(isTrue(new EqualTo(in.value(), other))));
-        }
-      }
-      see((Expression) items.get(i), needed, false, scope);
-    }
-  }
-
-  private ArrayList and(ArrayList guard, Expression condition) {
-    ArrayList longer = new ArrayList(guard.isEmpty() ? prefix : guard);
-    longer.add(condition);
-    return longer;
-  }
-
-  private CallPlaces places(PythonUDF udf, int scope) {
-    Object number = Integer.valueOf(scope);
-    if (!known.containsKey(number)) known.put(number, new LinkedHashMap());
-    Map calls = (Map) known.get(number);
-    Object key = udf.canonicalized();
-    if (!calls.containsKey(key)) calls.put(key, new CallPlaces(udf));
-    return (CallPlaces) calls.get(key);
-  }
-
-  // What becomes of the calls
-
-  Expression rewrite(Expression expression, int scope) {
-    if (!expression.containsPattern(TreePattern.PYTHON_UDF())) return expression;
-    if (expression instanceof AggregateExpression || expression instanceof WindowExpression) scope = 0;
-    if (isCall(expression) && isOpen((PythonUDF) expression)) return result(places((PythonUDF) expression, scope), scope);
-    ArrayList children = list(expression.children());
-    boolean isChanged = false;
-    for (int i = 0; i < children.size(); i++) {
-      Expression child = (Expression) children.get(i);
-      Expression found = rewrite(child, scope);
-      isChanged = isChanged || found != child;
-      children.set(i, found);
-    }
-    return isChanged ? (Expression) expression.withNewChildren(seq(children)) : expression;
-  }
-
-  private Expression result(CallPlaces places, int scope) {
-    if (places.result != null) return places.result;
-    places.isOpen = true;
-    Expression mask = mask(places, scope);
-    places.isOpen = false;
-    PythonUDF udf = places.udf;
-    ArrayList old = list(udf.children());
-    ArrayList children = new ArrayList();
-    boolean isChanged = mask != null;
-    for (int i = 0; i < old.size(); i++) {
-      Expression child = (Expression) old.get(i);
-      Expression found = rewrite(child, scope);
-      if (mask != null && !isSafe(child)) found = new If(mask, found, Literal.create(null, DataTypes.StringType));
-      isChanged = isChanged || found != child;
-      children.add(found);
-    }
-    if (mask != null) {
-      children.set(0, spec(udf));
-      children.add(mask);
-      note(true, udf, mask.sql());
-    } else if (places.refusal != null) {
-      note(false, udf, places.refusal);
-    }
-    places.result = !isChanged ? udf : new PythonUDF(
-        udf.name(), udf.func(), udf.dataType(), seq(children), udf.evalType(), udf.udfDeterministic(), udf.resultId());
-    return places.result;
-  }
-
-  private Expression spec(PythonUDF udf) {
-    String text = ((Literal) udf.children().apply(0)).value().toString();
-    made.add(text);
-    Object masked = specs.get(text);
-    return masked == null ? (Expression) udf.children().apply(0) : (Expression) masked;
-  }
-
-  private void note(boolean isMasked, PythonUDF udf, String why) {
-    Expression prompt = (Expression) udf.children().apply(1);
-    String text = prompt instanceof Literal && ((Literal) prompt).value() != null
-        ? ((Literal) prompt).value().toString() : "";
-    notes.add(new String[] {isMasked ? "1" : "", text, why});
-  }
-
-  /** The call's mask, or null for none: one of its places always needs it, or none that may stand for the conditions. */
-  private Expression mask(CallPlaces places, int scope) {
-    Expression any = null;
-    for (int i = 0; i < places.guards.size(); i++) {
-      ArrayList guard = (ArrayList) places.guards.get(i);
-      if (guard.isEmpty()) return null;
-      if (isCovered(guard, i, places.guards)) continue;
-      Expression all = null;
-      for (int j = 0; j < guard.size(); j++) {
-        Expression condition = (Expression) guard.get(j);
-        if (places.refusal == null) places.refusal = refusal(condition);
-        if (places.refusal != null) return null;
-        // Conditions that cannot be used, and those behind them, count as met.
-        if (holdsOpen(condition, scope)) break;
-        Expression found = rewrite(condition, scope);
-        if (found.containsPattern(TreePattern.PYTHON_UDF()) && size(found, MOST_NODES) >= MOST_NODES) break;
-        all = all == null ? found : new And(all, found);
-      }
-      if (all == null) return null;
-      any = any == null ? all : new Or(any, all);
-    }
-    return any;
-  }
-
-  /** Do the conditions of another place hold wherever these do? */
-  private boolean isCovered(ArrayList guard, int number, ArrayList guards) {
-    for (int i = 0; i < guards.size(); i++) {
-      ArrayList other = (ArrayList) guards.get(i);
-      if (i == number || other.size() > guard.size() || (other.size() == guard.size() && i > number)) continue;
-      boolean begins = true;
-      for (int j = 0; begins && j < other.size(); j++) {
-        begins = ((Expression) other.get(j)).semanticEquals((Expression) guard.get(j));
-      }
-      if (begins) return true;
-    }
-    return false;
-  }
-
-  private static String refusal(Expression condition) {
-    if (!condition.deterministic()) return "a condition around it is not deterministic";
-    if (condition.containsPattern(TreePattern.WINDOW_EXPRESSION())) return "a condition around it holds a window";
-    return holdsSubquery(condition) ? "a condition around it holds a correlated subquery" : null;
-  }
-
-  /** A subquery that Spark makes a join of: it would be made twice. */
-  private static boolean holdsSubquery(Expression expression) {
-    if (!expression.containsPattern(TreePattern.PLAN_EXPRESSION())) return false;
-    if (expression instanceof SubqueryExpression) {
-      return !(expression instanceof ScalarSubquery) || ((ScalarSubquery) expression).isCorrelated();
-    }
-    Iterator children = expression.children().iterator();
-    while (children.hasNext()) {
-      if (holdsSubquery((Expression) children.next())) return true;
-    }
-    return false;
-  }
-
-  /** Does the condition hold a call whose own mask is being made? */
-  private boolean holdsOpen(Expression expression, int scope) {
-    if (!expression.containsPattern(TreePattern.PYTHON_UDF())) return false;
-    if (expression instanceof AggregateExpression || expression instanceof WindowExpression) scope = 0;
-    if (isCall(expression) && isOpen((PythonUDF) expression)) {
-      if (places((PythonUDF) expression, scope).isOpen) return true;
-    }
-    Iterator children = expression.children().iterator();
-    while (children.hasNext()) {
-      if (holdsOpen((Expression) children.next(), scope)) return true;
-    }
-    return false;
-  }
-
-  // Expressions
-
-  static boolean isCall(Expression expression) {
-    return expression instanceof PythonUDF && "llm".equals(((PythonUDF) expression).name());
-  }
-
-  /** A call that may get a mask. The spec is JSON, in whose texts this would have a backslash. */
-  static boolean isOpen(PythonUDF udf) {
-    if (!udf.udfDeterministic() || !udf.deterministic()) return false;
-    return ((Literal) udf.children().apply(0)).value().toString().indexOf("\"masked\":true") < 0;
-  }
-
-  static Expression isTrue(Expression condition) { return orElse(condition, false); }
-
-  private static Expression isNotFalse(Expression condition) { return orElse(condition, true); }
-
-  private static Expression orElse(Expression condition, boolean value) {
-    if (!condition.nullable()) return condition;
-    ArrayList both = new ArrayList();
-    both.add(condition);
-    both.add(Literal.create(Boolean.valueOf(value), DataTypes.BooleanType));
-    return new Coalesce(seq(both));
-  }
-
-  public static ArrayList operands(Expression expression, boolean isAnd) {
-    ArrayList found = new ArrayList();
-    if (isAnd ? expression instanceof And : expression instanceof Or) {
-      Iterator children = expression.children().iterator();
-      while (children.hasNext()) found.addAll(operands((Expression) children.next(), isAnd));
-    } else {
-      found.add(expression);
-    }
-    return found;
-  }
-
-  private static final String SAFE = " Alias And CaseWhen Coalesce Concat Contains CreateArray CreateNamedStruct EndsWith"
-      + " EqualNullSafe EqualTo GetStructField GreaterThan GreaterThanOrEqual If In InSet IsNaN IsNotNull IsNull"
-      + " KnownNotNull Length LessThan LessThanOrEqual Literal Lower Not OctetLength Or StartsWith StringTrim"
-      + " StringTrimLeft StringTrimRight StructsToJson Substring Upper ";
-
-  /** Can the expression be evaluated for any row, without an error? Calls can, as far as this goes. */
-  static boolean isSafe(Expression expression) {
-    boolean isSafe = expression instanceof Attribute || isCall(expression)
-        || SAFE.indexOf(" " + expression.getClass().getSimpleName() + " ") >= 0;
-    if (expression instanceof Cast) {
-      isSafe = expression.dataType() instanceof StringType
-          || Cast.canUpCast(((Cast) expression).child().dataType(), expression.dataType());
-    } else if (expression instanceof Like) {
-      Expression pattern = ((Like) expression).right();
-      isSafe = pattern instanceof Literal && String.valueOf(((Literal) pattern).value()).indexOf('\\') < 0;
-    }
-    if (!isSafe) return false;
-    Iterator children = expression.children().iterator();
-    while (children.hasNext()) {
-      if (!isSafe((Expression) children.next())) return false;
-    }
-    return true;
-  }
-
-  /** How many nodes the expression has, counted up to a limit. */
-  private static int size(Expression expression, int limit) {
-    int nodes = 1;
-    Iterator children = expression.children().iterator();
-    while (children.hasNext() && nodes < limit) nodes += size((Expression) children.next(), limit - nodes);
-    return nodes;
-  }
-
-  public static ArrayList list(scala.collection.Iterable values) {
-    ArrayList found = new ArrayList();
-    Iterator all = values.iterator();
-    while (all.hasNext()) found.add(all.next());
-    return found;
-  }
-
-  public static scala.collection.immutable.IndexedSeq seq(ArrayList values) {
-    return CollectionConverters.asScala(values).toIndexedSeq();
-  }
-}
 
 /** What the rule asks. */
 public final class Masks {
@@ -411,14 +39,14 @@ public final class Masks {
 
   private LogicalPlan rewrite(LogicalPlan plan, Map specs, Set made, ArrayList notes) {
     if (!plan.containsPattern(TreePattern.PYTHON_UDF())) return plan;
-    ArrayList children = OperatorCalls.list(plan.children());
+    ArrayList children = Exprs.list(plan.children());
     boolean isChanged = false;
     for (int i = 0; i < children.size(); i++) {
       Object child = children.get(i);
       children.set(i, rewrite((LogicalPlan) child, specs, made, notes));
       isChanged = isChanged || children.get(i) != child;
     }
-    if (isChanged) plan = (LogicalPlan) plan.withNewChildren(OperatorCalls.seq(children));
+    if (isChanged) plan = (LogicalPlan) plan.withNewChildren(Exprs.seq(children));
     if (OPERATORS.indexOf(" " + plan.nodeName() + " ") < 0) return plan;
     OperatorCalls calls = new OperatorCalls(specs, made, notes);
     if (plan instanceof Filter) {
@@ -432,7 +60,7 @@ public final class Masks {
     } else if (plan instanceof Aggregate) {
       seeAggregate((Aggregate) plan, calls);
     } else {
-      ArrayList expressions = OperatorCalls.list(plan.expressions());
+      ArrayList expressions = Exprs.list(plan.expressions());
       for (int i = 0; i < expressions.size(); i++) {
         calls.see((Expression) expressions.get(i), new ArrayList(), false, 1);
       }
@@ -442,23 +70,23 @@ public final class Masks {
 
   /** The conjuncts of a filter: Spark and other rules put them into order. */
   private void seeConjuncts(Expression condition, OperatorCalls calls) {
-    ArrayList conjuncts = OperatorCalls.operands(condition, true);
+    ArrayList conjuncts = Exprs.operands(condition, true);
     ArrayList before = new ArrayList();
     for (int i = 0; i < conjuncts.size(); i++) {
       Expression conjunct = (Expression) conjuncts.get(i);
       if (!conjunct.containsPattern(TreePattern.PYTHON_UDF())) continue;
-      calls.prefix = OperatorCalls.isSafe(conjunct) ? new ArrayList() : before;
+      calls.prefix = Exprs.isSafe(conjunct) ? new ArrayList() : before;
       calls.see(conjunct, new ArrayList(), true, 1);
       before = new ArrayList(before);
-      before.add(OperatorCalls.isTrue(conjunct));
+      before.add(Exprs.isTrue(conjunct));
     }
     calls.prefix = new ArrayList();
   }
 
   /** Scope 0 is what is computed of rows, 1 what is computed of groups; keys stand in both, and have to stay equal. */
   private void seeAggregate(Aggregate aggregate, OperatorCalls calls) {
-    ArrayList keys = OperatorCalls.list(aggregate.groupingExpressions());
-    ArrayList results = OperatorCalls.list(aggregate.aggregateExpressions());
+    ArrayList keys = Exprs.list(aggregate.groupingExpressions());
+    ArrayList results = Exprs.list(aggregate.aggregateExpressions());
     for (int scope = 0; scope < 2; scope++) {
       for (int i = 0; i < keys.size(); i++) seeNeeded((Expression) keys.get(i), calls, scope);
     }
@@ -466,7 +94,7 @@ public final class Masks {
   }
 
   private void seeNeeded(Expression expression, OperatorCalls calls, int scope) {
-    if (OperatorCalls.isCall(expression)) calls.see(expression, new ArrayList(), false, scope);
+    if (Exprs.isCall(expression)) calls.see(expression, new ArrayList(), false, scope);
     Iterator children = expression.children().iterator();
     while (children.hasNext()) seeNeeded((Expression) children.next(), calls, scope);
   }

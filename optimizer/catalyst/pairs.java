@@ -87,7 +87,7 @@ public final class Pairs {
     if (!(plan instanceof Join)) return null;
     Join join = (Join) plan;
     if (join.condition().isEmpty() || join.joinType() == Inner$.MODULE$ || join.joinType() instanceof Cross$) return null;
-    ArrayList conjuncts = OperatorCalls.operands((Expression) join.condition().get(), true);
+    ArrayList conjuncts = Exprs.operands((Expression) join.condition().get(), true);
     Expression cheap = null;
     Expression dear = null;
     boolean isOurs = false;
@@ -236,7 +236,7 @@ public final class Pairs {
           made.add(value);
         }
       } else if (node instanceof Filter) {
-        ArrayList conjuncts = OperatorCalls.operands(((Filter) node).condition(), true);
+        ArrayList conjuncts = Exprs.operands(((Filter) node).condition(), true);
         for (int j = 0; j < conjuncts.size(); j++) {
           Expression condition = renamed((Expression) conjuncts.get(j), columns, made);
           if (condition.references().subsetOf(below.outputSet())) conditions.add(condition);
@@ -246,7 +246,7 @@ public final class Pairs {
     found.add(new Object[] {plan, below, columns, made, conditions});
   }
 
-  private static ArrayList list(scala.collection.Iterable values) { return OperatorCalls.list(values); }
+  private static ArrayList list(scala.collection.Iterable values) { return Exprs.list(values); }
 
-  private static scala.collection.immutable.IndexedSeq seq(ArrayList values) { return OperatorCalls.seq(values); }
+  private static scala.collection.immutable.IndexedSeq seq(ArrayList values) { return Exprs.seq(values); }
 }

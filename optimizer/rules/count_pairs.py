@@ -45,9 +45,7 @@ def _spans_both(arguments: list[Expression], join: Node, context: Context) -> bo
     )
 
 
-def _check(
-    call: Call, join: Node, arguments: list[Expression], conditions: list[Expression], context: Context
-) -> None:
+def _check(call: Call, join: Node, arguments: list[Expression], conditions: list[Expression], context: Context) -> None:
     catalyst = context.catalyst
     clean = catalyst.questions("Pairs").withoutRowIds(join)
     constant = Key((catalyst.number(0),))
@@ -66,7 +64,9 @@ def _check(
             filtered = catalyst.plans.Filter(functools.reduce(catalyst.expressions.And, kept), clean) if kept else clean
             left = count_tuples([Question(filtered, (constant,))], context)
             if left is None:
-                context.notes.declined(NAME, call.label, f"of {pairs:,} pairs nobody knows how many its conditions leave")
+                context.notes.declined(
+                    NAME, call.label, f"of {pairs:,} pairs nobody knows how many its conditions leave"
+                )
                 return
             pairs = left[0].rows
     if pairs <= context.max_pairs:

@@ -33,7 +33,9 @@ def join_of_pairs(
 
 
 class _Pairs:
-    def __init__(self, join: Node, cheap: Expression | None, dear: Expression, judge: Judge, catalyst: Catalyst) -> None:
+    def __init__(
+        self, join: Node, cheap: Expression | None, dear: Expression, judge: Judge, catalyst: Catalyst
+    ) -> None:
         self._join, self._cheap, self._dear, self._judge, self._catalyst = join, cheap, dear, judge, catalyst
         self._make = catalyst.expressions
         self._types = catalyst.jvm.org.apache.spark.sql.catalyst.plans
@@ -60,7 +62,9 @@ class _Pairs:
         is_ok = ok.toAttribute()
         numbered, number = self._numbered(judged, row.toAttribute(), [self._falling(is_ok)])
         found = self._filter(self._make.Or(is_ok, self._is_one(number)), numbered)
-        restored = dict(zip(map(_id, old), (self._only_if(is_ok, *both) for both in zip(new, old, strict=True)), strict=True))
+        restored = dict(
+            zip(map(_id, old), (self._only_if(is_ok, *both) for both in zip(new, old, strict=True)), strict=True)
+        )
         return self._project([restored.get(_id(column), column) for column in items(join.output())], found)
 
     def semi(self) -> Node:
@@ -109,13 +113,15 @@ class _Pairs:
             new.append([self._nullable(alias) for alias in aliases])
             ids.append(self._nullable(row))
         flat_old, flat_new = old[0] + old[1], new[0] + new[1]
-        paired = self._joined(*sides, join.joinType(), self._with(self._cheap, flat_old, flat_new))
+        paired = self._joined(sides[0], sides[1], join.joinType(), self._with(self._cheap, flat_old, flat_new))
         are_both = make.And(make.IsNotNull(ids[0]), make.IsNotNull(ids[1]))
         ok = self._ok(are_both, self._with(self._dear, flat_old, flat_new))
         is_ok = ok.toAttribute()
         # Rows of the other side without a partner have no id here: each is a group of its own, a negative one.
         keys = [
-            self._catalyst.named(make.Coalesce(self._catalyst.seq([ids[i], make.BitwiseNot(ids[1 - i])])), f"{name}_key")
+            self._catalyst.named(
+                make.Coalesce(self._catalyst.seq([ids[i], make.BitwiseNot(ids[1 - i])])), f"{name}_key"
+            )
             for i, name in enumerate(("left", "right"))
         ]
         plan = self._project([*flat_new, *ids, *keys, ok], paired)
@@ -132,9 +138,7 @@ class _Pairs:
         columns = []
         for i in range(2):
             is_absent = make.EqualTo(which, self._catalyst.number(2 - i))
-            columns += [
-                self._only_if(make.Not(is_absent), *both) for both in zip(new[i], old[i], strict=True)
-            ]
+            columns += [self._only_if(make.Not(is_absent), *both) for both in zip(new[i], old[i], strict=True)]
         return self._project(columns, found)
 
     # What they are made of

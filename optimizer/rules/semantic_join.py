@@ -1,14 +1,14 @@
 """A join on a call's answer asks about the pairs that its other conditions leave, whatever kind of join it is.
 
-before                                              after
-------                                              -----
-Join LeftOuter, (k = j AND llm(.., a, b) = 'yes')   Project [a, IF(ok, b, NULL) AS b]
-:- Relation [k, a]                                  +- Filter (ok OR n = 1)
-+- Relation [j, b]                                     +- Window [row_number() AS n], [row_id], [ok DESC]
-                                                          +- Project [a, b, row_id, there AND llm(.., a, b) = 'yes' AS ok]
-                                                             +- Join LeftOuter, (k = j)
-                                                                :- Project [k, a, row_id]
-                                                                +- Project [j, b, true AS there]
+before                                         after
+------                                         -----
+Join LeftOuter, (k = j AND llm(.., a, b) = 'x') Project [a, IF(ok, b, NULL) AS b]
+:- Relation [k, a]                             +- Filter (ok OR n = 1)
++- Relation [j, b]                                +- Window [row_number() AS n], [row_id], [ok DESC]
+                                                     +- Project [a, b, row_id, there AND llm(.., a, b) = 'x' AS ok]
+                                                        +- Join LeftOuter, (k = j)
+                                                           :- Project [k, a, row_id]
+                                                           +- Project [j, b, true AS there]
 
 For inner joins Spark itself puts the call's conditions into a Filter above the join of the others; for all other kinds
 it throws. So does it for EXISTS, NOT EXISTS and IN with a call over both tables, which are joins, too. A pair that the
