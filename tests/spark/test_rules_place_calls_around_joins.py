@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fake_counting import FakeModel
-from plans import context, golden, optimized, planner, settings, text
+from plans import context, golden, optimized, planner, settings, spark_jobs, text
 from pyspark.sql import DataFrame, SparkSession
 
 from spark_llm.optimizer.catalyst.notes import Note
@@ -206,6 +206,44 @@ def test_a_call_drawn_without_a_seed_stays(t: SparkSession) -> None:
         )
     )
     assert text(df) == before
+
+
+def test_where_nothing_is_counted_a_filter_on_the_other_side_decides(t: SparkSession) -> None:
+    settings(t, statistics_enabled=False)
+    filtered = f"SELECT fact, r FROM facts JOIN {PRODUCTS} USING (k) WHERE week = 7"
+    assert [each.fired for each in notes(t, t.sql(filtered))] == [True]
+    assert text(t.sql(filtered)).index("ArrowEvalPython") < text(t.sql(filtered)).index("Join Inner")
+    assert_settled(t.sql(filtered))
+    whole = f"SELECT fact, r FROM facts JOIN {FEW} USING (k)"
+    assert [each.fired for each in notes(t, t.sql(whole.replace("few", "products")))] == [False]
+    semi = "SELECT k FROM few p WHERE llm('p', name) > '0' AND EXISTS (SELECT 1 FROM facts f WHERE f.k = p.k)"
+    assert any(each.fired for each in notes(t, t.sql(semi)))
+
+
+def test_an_explained_plan_runs_no_job(t: SparkSession) -> None:
+    t.range(3).selectExpr("int(id) AS k", "id AS v").createOrReplaceTempView("new")
+    jobs = spark_jobs(t)
+    t.sql("EXPLAIN SELECT v, r FROM new JOIN (SELECT *, llm('p', name) AS r FROM products) USING (k)").collect()
+    assert spark_jobs(t) == jobs
+
+
+def test_the_catalogs_statistics_decide(t: SparkSession) -> None:
+    """With ANALYZE TABLE and Spark's cost-based optimizer no job is needed."""
+    settings(t, statistics_enabled=False)
+    t.conf.set("spark.sql.cbo.enabled", "true")
+    t.sql("CREATE TABLE placed_facts USING parquet AS SELECT k, week FROM facts")
+    t.sql("CREATE TABLE placed_products USING parquet AS SELECT k, name FROM few")
+    try:
+        for table in ("placed_facts", "placed_products"):
+            t.sql(f"ANALYZE TABLE {table} COMPUTE STATISTICS FOR ALL COLUMNS")
+        df = t.sql("SELECT week, llm('p', name) AS r FROM placed_facts JOIN placed_products USING (k)")
+        found = notes(t, df)
+        assert [each.why for each in found if each.fired] == [
+            "below the join: 4 calls in 4 rows instead of 4 calls in 40 rows by the catalog's statistics"
+        ]
+    finally:
+        t.sql("DROP TABLE placed_facts")
+        t.sql("DROP TABLE placed_products")
 
 
 def test_the_numbers_are_noted(t: SparkSession) -> None:
