@@ -263,6 +263,18 @@ SHAPES = (
         40,
     ),
     Shape(
+        "the same call in a scalar subquery",
+        f"SELECT id FROM t WHERE {A} > (SELECT min({A}) FROM t)",
+        40,
+        80,
+    ),
+    Shape(
+        "the same aggregate of a call in a scalar subquery",
+        f"SELECT kind FROM t GROUP BY kind HAVING avg(int({A})) > (SELECT avg(int({A})) FROM t)",
+        40,
+        80,
+    ),
+    Shape(
         "EXISTS over a call",
         "SELECT id FROM t WHERE EXISTS (SELECT 1 FROM s WHERE s.id = t.id AND llm('sum mod 16', s.id) = '0')",
         5,
