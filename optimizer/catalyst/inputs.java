@@ -29,14 +29,20 @@ public final class Inputs {
   /** The plan without what only moves rows or leaves columns out, ReorderRows' nodes among it. It has the same rows,
    * but may have more columns, and lack those that ReorderRows computed. */
   public LogicalPlan essence(LogicalPlan plan) {
-    if (isPassing(plan)) return essence((LogicalPlan) plan.children().head());
+    return essence(plan, true);
+  }
+
+  /** mayDrop: columns of ours are for a call above, and not for an Aggregate that stands between. */
+  private LogicalPlan essence(LogicalPlan plan, boolean mayDrop) {
+    if (isPassing(plan, mayDrop)) return essence((LogicalPlan) plan.children().head(), mayDrop);
     if (!isTransparent(plan)) return plan;
+    boolean mayDropBelow = mayDrop && !(plan instanceof Aggregate);
     ArrayList children = new ArrayList();
     boolean isChanged = false;
     Iterator old = plan.children().iterator();
     while (old.hasNext()) {
       LogicalPlan child = (LogicalPlan) old.next();
-      LogicalPlan found = essence(child);
+      LogicalPlan found = essence(child, mayDropBelow);
       isChanged = isChanged || found != child;
       children.add(found);
     }
@@ -44,14 +50,14 @@ public final class Inputs {
     return (LogicalPlan) plan.withNewChildren(CollectionConverters.asScala(children).toIndexedSeq());
   }
 
-  private boolean isPassing(LogicalPlan plan) {
+  private boolean isPassing(LogicalPlan plan, boolean mayDrop) {
     if (plan instanceof Sort) return !((Sort) plan).global();
     if (plan instanceof Repartition || plan instanceof RepartitionByExpression) return true;
     if (plan instanceof Project) {
       Iterator entries = ((Project) plan).projectList().iterator();
       while (entries.hasNext()) {
         Object entry = entries.next();
-        if (!(entry instanceof Attribute) && !isOurs(entry)) return false;
+        if (!(entry instanceof Attribute) && !(mayDrop && isOurs(entry))) return false;
       }
       return true;
     }
@@ -82,6 +88,7 @@ public final class Inputs {
   }
 
   private void collect(LogicalPlan plan, HashMap made) {
+    if (plan instanceof Aggregate) return;
     if (plan instanceof Project) {
       Iterator entries = ((Project) plan).projectList().iterator();
       while (entries.hasNext()) {

@@ -206,6 +206,14 @@ def test_estimates_beside_facts(t: FakeModel) -> None:
     assert f"{found.report.prompt_tokens:,}" in str(found)
 
 
+def test_inputs_that_the_rules_have_grouped(t: FakeModel) -> None:
+    found = explained(t.spark, "SELECT llm('p', upper(text)), count(*) FROM t GROUP BY 1", "analyze")
+    [call] = found.calls
+    assert call.actual is not None
+    assert call.estimate.rows.value == call.actual.rows == 21
+    assert call.estimate.calls.value == call.actual.calls == 20
+
+
 def test_the_report_is_of_this_query(t: FakeModel) -> None:
     before = explained(t.spark, "SELECT llm('p', text) FROM t WHERE id < 30", "analyze")
     t.spark.sql("SELECT llm('p', id) FROM t").collect()
