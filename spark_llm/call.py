@@ -122,8 +122,8 @@ class GroupSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Several calls that one UDF answers, row by row: siblings over the same fields, or the conditions of a filter.
 
     arguments: for each call the numbers of its columns among those behind the spec: prompt, fields, mask if it has one.
-    conditions: those that the filter above puts on the answers; empty: none is known. A row for which one of them cannot
-    hold any more is dropped there, so that its other calls need not be asked (they are NULL).
+    conditions: those that the filter above puts on the answers; empty: none is known. A row for which one of them
+    cannot hold any more is dropped there, so that its other calls need not be asked (they are NULL).
     limit: how many rows of those that meet the conditions the query needs in all, 0: all. node: names the group within
     its query, for counting them.
     """

@@ -94,3 +94,9 @@ def choice(*choices: str) -> Kind:
 def integer(minimum: int) -> Kind:
     """A whole number of at least ``minimum``."""
     return Kind(f"a whole number of at least {minimum}", functools.partial(_whole, minimum=minimum))
+
+
+def key(name: str, kind: Kind, default: str, doc: str, since: str = "0.1.0") -> Any:
+    """A field of a configuration dataclass: the key ``spark.llm.<name>``, whose default is as a user would write it."""
+    metadata = {"name": name, "kind": kind, "default": default, "doc": doc, "since": since}
+    return dataclasses.field(default=kind.parse(default), metadata=metadata)

@@ -54,9 +54,11 @@ class PredicateOrder:
             return np.tile(np.array(order, np.int64), (rows, 1))
         self.left = max(0, self.left - rows)
         turns = [[*order[turn:], *order[:turn]] for turn in range(len(order))]
-        first = (self._turns + np.arange(rows)) % len(order)
+        # Drawn, as rows in prompt order may alternate, too; and the same ones in every run.
+        first = np.random.default_rng(self._turns).permutation(np.arange(rows) % len(order))
         self._turns += rows
-        return np.array(turns, np.int64)[first]
+        planned: npt.NDArray[np.int64] = np.array(turns, np.int64)[first]
+        return planned
 
 
 _orders: OrderedDict[Hashable, PredicateOrder] = OrderedDict()  # of this worker process

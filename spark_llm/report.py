@@ -62,6 +62,11 @@ class Report:
     by_call: Mapping[str, Report] = dataclasses.field(default_factory=dict)
 
     @property
+    def is_complete(self) -> bool:
+        """Has every row the answer that it asked for? If not, a rerun asks the rest."""
+        return not (self.failed or self.over_budget)
+
+    @property
     def prefix_hit_rate(self) -> float:
         """The share of prompt tokens found in the prefix cache, 0 to 1."""
         return _share(self.cached_tokens, self.prompt_tokens)

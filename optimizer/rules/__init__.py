@@ -9,6 +9,7 @@ from spark_llm.optimizer.rules.deduplicate_prompts import deduplicate_prompts
 from spark_llm.optimizer.rules.fuse_calls import fuse_calls
 from spark_llm.optimizer.rules.keep_budget import keep_budget
 from spark_llm.optimizer.rules.limit_before_calls import limit_before_calls
+from spark_llm.optimizer.rules.limit_groups_before_calls import limit_groups_before_calls
 from spark_llm.optimizer.rules.limit_into_filter import limit_into_filter
 from spark_llm.optimizer.rules.mask_conditional_calls import mask_conditional_calls
 from spark_llm.optimizer.rules.order_llm_predicates import order_llm_predicates
@@ -29,6 +30,7 @@ EARLY_RULES: tuple[Rule, ...] = (
 RULES: tuple[Rule, ...] = (
     Rule("reuseAnswers", reuse_answers),
     Rule("limitBeforeCalls", limit_before_calls),
+    Rule("limitBeforeCalls", limit_groups_before_calls),
     Rule("reuseAnswers", share_answers),
     Rule("placeCallsAroundJoins", place_calls_around_joins),
     Rule("aggregateDistinct", aggregate_distinct),

@@ -34,7 +34,16 @@ _BAG_TO_BAG = {
     "WriteFiles",
 }
 # Of these, the ones that take in all rows before they give the first: a LIMIT above them cuts nothing off below.
-_BLOCKING = {"Aggregate", "Distinct", "Except", "Intersect", "Sort", "Window"}
+_BLOCKING = {
+    "Aggregate",
+    "Distinct",
+    "Except",
+    "Intersect",
+    "RebalancePartitions",
+    "RepartitionByExpression",
+    "Sort",
+    "Window",
+}
 _LIMITS = {"GlobalLimit", "LocalLimit", "Offset", "Tail"}
 # Aggregate functions to which the order of rows is nothing (sums of floating-point numbers: but for their rounding,
 # which depends on Spark's partitions anyway). first() and collect_list() show the order, though Spark calls them
@@ -77,7 +86,7 @@ def sees_order(node: Node, catalyst: Catalyst, above: bool) -> bool:
         return True
     if name not in _BAG_TO_BAG and not catalyst.is_a(node, "org.apache.spark.sql.catalyst.plans.logical.Command"):
         return True
-    if name in _BLOCKING:
+    if name in _BLOCKING or (name == "Repartition" and node.shuffle()):
         above = False
     if name == "Window" and node.orderSpec().isEmpty():
         return True

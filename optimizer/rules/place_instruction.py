@@ -50,7 +50,10 @@ def place_instruction(plan: Node, context: Context) -> Node:
 
     def changed(call: Call) -> CallSpec:
         # A call that stands twice in the plan (a CTE used twice) has one decision.
-        found = next((layout for other, layout in decided if other.udf.semanticEquals(call.udf)), None)
+        found = next(
+            (layout for other, layout in decided if other.member == call.member and other.udf.semanticEquals(call.udf)),
+            None,
+        )
         return call.spec if found is None else msgspec.structs.replace(call.spec, prompt=found)
 
     return change_specs(plan, context.catalyst, changed, no_function)

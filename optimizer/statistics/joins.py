@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from spark_llm.optimizer.catalyst.bridge import Expression, Node, frame_of, items
 from spark_llm.optimizer.statistics.catalog import table_sizes
 from spark_llm.optimizer.statistics.plain import plain_input
-from spark_llm.optimizer.statistics.sample import _bounded
+from spark_llm.optimizer.statistics.sample import bounded
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -141,7 +141,7 @@ def _run(frames: dict[tuple[object, ...], DataFrame], context: Context) -> dict[
     counts = values.agg(F.count(F.lit(1)).alias("rows"), F.sum("size").alias("size")).groupBy("f", "key")
     counts = counts.agg(F.sum("rows").alias("rows"), F.count("value").alias("distinct"), F.sum("size").alias("size"))
     try:
-        with _bounded(counts, context.statistics_timeout):
+        with bounded(counts, context.statistics_timeout):
             found = {(row.f, row.key): row for row in counts.collect()}
     except Exception as error:  # a job of ours that fails costs the query a better plan, nothing else
         took_long = "spark-llm-statistics" in str(error)  # our own tag: cancelled

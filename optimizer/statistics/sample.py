@@ -51,7 +51,7 @@ def sample_statistics(
     columns = [*fields, *([prompt] if prompt is not None else [])]
     renderers = [FieldRenderer(spec) for spec in specs] + ([instruction_line] if prompt is not None else [])
     frame = _frame(plan, columns, session, catalyst)
-    with _bounded(frame, timeout):
+    with bounded(frame, timeout):
         rows, distinct, table = _rows(frame, len(columns), size_of(plan) <= _SMALL)
     numbers = range(len(columns))
     cells = [
@@ -118,7 +118,7 @@ def _frame(plan: Node, columns: Sequence[Expression], session: Jvm, catalyst: Ca
 
 
 @contextlib.contextmanager
-def _bounded(frame: DataFrame, timeout: float) -> Iterator[None]:
+def bounded(frame: DataFrame, timeout: float) -> Iterator[None]:
     """Jobs of the block say in Spark's UI what they are for, and are cancelled after ``timeout`` seconds."""
     context, key = frame.sparkSession.sparkContext, "spark.job.description"
     before, tag = context.getLocalProperty(key), f"spark-llm-statistics-{secrets.token_hex(8)}"

@@ -42,7 +42,7 @@ def field(expression: Expression, name: str | None, catalyst: Catalyst) -> tuple
 def field_name(expression: Expression, catalyst: Catalyst) -> str:
     """The name that a SELECT list would give the column: ``a``, the ``b`` of ``a.b``, the text of other expressions."""
     kind = expression.nodeName()
-    if kind == "Cast":
+    if kind in ("Cast", "TempResolvedColumn"):  # the latter: a column in HAVING that is not grouped
         return field_name(expression.child(), catalyst)
     if kind == "GetStructField":
         return str(expression.extractFieldName())
