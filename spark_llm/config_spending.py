@@ -74,9 +74,3 @@ class SpendingConf:
         "1000000",
         "Most pairs of rows that a join on a call's answer may ask about; 0 is no limit.",
     )
-    join_rows_per_prompt: int = key(
-        "join.rowsPerPrompt",
-        integer(1),
-        "1",
-        "Right rows that one prompt of such a join asks about. More than 1 changes the prompts.",
-    )

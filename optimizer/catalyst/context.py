@@ -54,7 +54,6 @@ class Context:
     window_rows: int
     max_output_length: int
     max_pairs: int
-    rows_per_prompt: int
     budget: Budget
     notes: Notes = dataclasses.field(default_factory=Notes)
     is_speed_measured: bool = False
