@@ -32,8 +32,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## five LLM queries over real tables, with what the engine reused
 	@$(BIN)/python -P -m spark_llm.demo
 
+# Two Sparks side by side; engines and their faults alone, as they count processes and measure what fits.
 test: $(STAMP) ## the whole test suite
-	@$(BIN)/pytest
+	@$(BIN)/pytest tests/unit tests/engine tests/faults
+	@$(BIN)/pytest -n 2 --dist loadfile tests/spark
 
 lint: $(STAMP) ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check .

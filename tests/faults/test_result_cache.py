@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def committed(folder: Path) -> int:
 
 def until_committed(folder: Path, client: EngineClient, answers: int) -> None:
     """Returns when so many are there. Asking the engine is the wait: it shows, too, that it is not held up."""
-    for _ in range(10_000):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         if committed(folder) >= answers:
             return
         client.status()
