@@ -22,7 +22,7 @@ pytestmark = pytest.mark.spark
 LEARNING_CALLS = 64  # that a rule may spend to find out which of several conditions to ask first (CONTRACTS.md 11)
 
 examples = hypothesis_settings(
-    max_examples=32,
+    max_examples=12,
     deadline=None,
     derandomize=True,
     phases=[Phase.explicit, Phase.generate],  # an example takes seconds: what fails is not made smaller
@@ -80,7 +80,7 @@ def test_plan_rules_keep_rows_and_prompts_and_never_call_more(model: FakeModel, 
         assert len(on.requests) <= len(off.requests)
 
 
-@hypothesis_settings(examples, max_examples=16)
+@hypothesis_settings(examples, max_examples=6)
 @given(case=cases())
 def test_prompt_rules_keep_rows_and_fields(unordered_model: FakeModel, case: Case) -> None:
     note(case.query)
@@ -94,7 +94,7 @@ def test_prompt_rules_keep_rows_and_fields(unordered_model: FakeModel, case: Cas
     assert len({(r.frame, r.prompt) for r in on.requests}) == len(asked)
 
 
-@hypothesis_settings(examples, max_examples=5)
+@hypothesis_settings(examples, max_examples=3)
 @given(case=cases(), may_change=st.booleans())
 def test_prompts_are_the_same_at_any_number_of_partitions(
     unordered_model: FakeModel, case: Case, may_change: bool

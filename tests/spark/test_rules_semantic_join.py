@@ -99,10 +99,13 @@ KINDS = {
     "EXISTS": "SELECT * FROM l WHERE EXISTS (SELECT 1 FROM r WHERE {})",
     "NOT EXISTS": "SELECT * FROM l WHERE NOT EXISTS (SELECT 1 FROM r WHERE {})",
     "OR EXISTS": "SELECT * FROM l WHERE u = 'z' OR EXISTS (SELECT 1 FROM r WHERE {})",
-    "a column of EXISTS": "SELECT a, EXISTS (SELECT 1 FROM r WHERE {}) AS e FROM l",
     "IN": "SELECT * FROM l WHERE k IN (SELECT j FROM r WHERE {})",
     "NOT IN": "SELECT * FROM l WHERE k NOT IN (SELECT j FROM r WHERE j IS NOT NULL AND {})",
 }
+
+
+# Those that give rows of a side whose other side is empty.
+KEEPING = ("LEFT", "FULL", "LEFT ANTI", "NOT EXISTS")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -110,6 +113,8 @@ def test_a_join_is_what_it_is_with_an_ordinary_condition(thirds: Thirds, kind: s
     for cheap in ("", "k = j AND u <> 'y' AND v < 'n' AND "):
         query = KINDS[kind]
         assert thirds.bag(query.format(cheap + CALL)) == thirds.bag(query.format(cheap + PLAIN)), cheap
+    if kind not in KEEPING:
+        return
     for name, schema in (("l", "k INT, a INT, u STRING NOT NULL"), ("r", "j INT, b INT, v STRING NOT NULL")):
         table = thirds.spark.table(name)
         view(thirds.spark, name, schema, [])
