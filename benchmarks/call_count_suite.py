@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from call_count_engine import fake_counting_engine, parts
-from call_count_queries import QUERIES, Hand, Query
+from call_count_hand import Hand
+from call_count_queries import QUERIES, Query
 from call_count_tables import make_tables
 from results import aligned, judge
 
