@@ -72,7 +72,7 @@ def test_values_that_never_repeat_need_no_exchange(t: SparkSession) -> None:
 
 
 def test_one_partition_with_much_work_is_cut(t: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner(t), "_speed", lambda application: 1.0)
+    monkeypatch.setattr(planner(t)._speed, "of", lambda application, engine, engines: 1.0)
     [(_, count)] = exchanges(t.sql("SELECT llm('p', id % 5) FROM range(0, 100, 1, 1)"))
     assert 5 <= count <= 25
 
@@ -81,13 +81,13 @@ def test_partitions_are_about_a_minute_of_an_engine(t: SparkSession, monkeypatch
     query = "SELECT llm('p', text, k) FROM t"
     [(_, fast)] = exchanges(t.sql(query))
     assert fast == 2  # as many as tasks run at a time
-    monkeypatch.setattr(planner(t), "_speed", lambda application: 10.0)
+    monkeypatch.setattr(planner(t)._speed, "of", lambda application, engine, engines: 10.0)
     [(_, count)] = exchanges(t.sql(query))
     assert 4 <= count <= 20  # 400 rows of 6 to 20 tokens, 600 tokens a partition
 
 
 def test_no_more_partitions_than_a_quarter_of_the_rows(t: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner(t), "_speed", lambda application: 0.1)
+    monkeypatch.setattr(planner(t)._speed, "of", lambda application, engine, engines: 0.1)
     [(_, count)] = exchanges(t.sql("SELECT llm('p', k, text) FROM t WHERE id < 40"))
     assert count == 10
 
