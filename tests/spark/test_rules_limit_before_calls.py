@@ -56,6 +56,7 @@ def outcome(model: FakeModel, query: str) -> tuple[list[Row], int]:
     return found, len(model.requests())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("query", "least"),
     [
@@ -92,6 +93,7 @@ def test_limited_rows_are_the_same(tables: FakeModel, query: str, least: int) ->
     assert calls == least <= calls_off
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("query", "limit", "least"),
     [

@@ -204,6 +204,7 @@ QUERIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("query", "is_right"), QUERIES.values(), ids=list(QUERIES))
 @pytest.mark.parametrize("needed", [3, 1000])
 def test_rows_are_right_and_as_many(model: FakeModel, query: str, is_right: Callable[[int], bool], needed: int) -> None:

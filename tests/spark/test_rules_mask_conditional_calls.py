@@ -414,6 +414,7 @@ def conjuncts_of(node: Node) -> list[Node]:
     return [node]
 
 
+@pytest.mark.slow
 def test_shared_calls_are_asked_where_any_of_their_places_needs_them(digits: Digits) -> None:
     conditions, texts = expressions(ansi=False)
     digits.spark.conf.set("spark.sql.ansi.enabled", False)

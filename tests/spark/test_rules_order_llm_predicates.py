@@ -172,6 +172,7 @@ QUERIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("query", QUERIES.values(), ids=list(QUERIES))
 def test_rows_are_the_same_and_calls_not_more(model: FakeModel, query: str) -> None:
     def run() -> tuple[list[Row], int]:

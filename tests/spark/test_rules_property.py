@@ -94,6 +94,7 @@ def test_prompt_rules_keep_rows_and_fields(unordered_model: FakeModel, case: Cas
     assert len({(r.frame, r.prompt) for r in on.requests}) == len(asked)
 
 
+@pytest.mark.slow
 @hypothesis_settings(examples, max_examples=3)
 @given(case=cases(), may_change=st.booleans())
 def test_prompts_are_the_same_at_any_number_of_partitions(

@@ -122,6 +122,7 @@ def test_a_join_is_what_it_is_with_an_ordinary_condition(thirds: Thirds, kind: s
         table.createOrReplaceTempView(name)
 
 
+@pytest.mark.slow
 def test_random_tables(thirds: Thirds) -> None:
     small = st.one_of(st.none(), st.integers(0, 3))
     tables = st.lists(st.tuples(small, small, st.sampled_from("xyz")), max_size=6)
@@ -165,6 +166,7 @@ def test_conditions_on_a_pair_are_asked_one_after_the_other(thirds: Thirds) -> N
     assert found == thirds.bag(f"SELECT * FROM l LEFT JOIN r ON k = j AND {PLAIN}")
 
 
+@pytest.mark.slow
 def test_each_side_is_read_once_and_the_plan_is_final(echo: SparkSession) -> None:
     view(echo, "l", "k INT, a INT, u STRING", LEFT)
     view(echo, "r", "j INT, b INT, v STRING", RIGHT)
@@ -175,6 +177,7 @@ def test_each_side_is_read_once_and_the_plan_is_final(echo: SparkSession) -> Non
         assert_idempotent(df)
 
 
+@pytest.mark.slow
 def test_all_rules_together(model: FakeModel) -> None:
     """The pairs of an inner join, which Spark knows, say what the other joins are."""
     spark = model.spark
