@@ -12,7 +12,7 @@ import re
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,8 +218,3 @@ def fake_sums(prompt: str) -> str:
     if instruction.startswith("json"):
         return f'{{"a": "{sum(numbers)}", "b": "{" ".join(values)}"}}'
     return " ".join(values)
-
-
-def sorted_rows(rows: Sequence[Any]) -> list[str]:
-    """Rows as text, to be compared as bags."""
-    return sorted(str(tuple(row)) for row in rows)

@@ -51,26 +51,8 @@ public final class Aggregates {
     for (int i = 0; i < olds.size(); i++) made.put(olds.apply(i), news.apply(i));
     ArrayList changed = new ArrayList();
     Iterator entries = ((Aggregate) plan).aggregateExpressions().iterator();
-    while (entries.hasNext()) changed.add(replaced((Expression) entries.next(), made));
+    while (entries.hasNext()) changed.add(Trees.replaced((Expression) entries.next(), made));
     return CollectionConverters.asScala(changed).toIndexedSeq();
-  }
-
-  private Expression replaced(Expression expression, HashMap made) {
-    if (expression instanceof AggregateExpression) {
-      Object found = made.get(expression);
-      return found == null ? expression : (Expression) found;
-    }
-    ArrayList children = new ArrayList();
-    boolean isChanged = false;
-    Iterator old = expression.children().iterator();
-    while (old.hasNext()) {
-      Expression child = (Expression) old.next();
-      Expression found = replaced(child, made);
-      isChanged = isChanged || found != child;
-      children.add(found);
-    }
-    if (!isChanged) return expression;
-    return (Expression) expression.withNewChildren(CollectionConverters.asScala(children).toIndexedSeq());
   }
 
   public LogicalPlan aggregate(Seq grouping, Seq result, LogicalPlan child) {

@@ -25,6 +25,8 @@ Jvm = Any
 Node = Any
 Expression = Any
 
+_FIRST = ("trees.java", "shim.java")  # what the other files of Java stand on
+
 # The names of PythonUDFs in plans, which shim.java looks for: of one call, and of several in one node.
 UDF_NAME = "llm"
 GROUP_NAME = "llm_group"
@@ -107,10 +109,10 @@ class Catalyst:
         return self._asked[name]
 
     def _compile(self) -> Jvm:
-        """Compile every Java file of this folder; each sees the classes of those before it, the shim's first."""
+        """Compile every Java file of this folder; each sees the classes of those before it."""
         loader = self.jvm.java.lang.Thread.currentThread().getContextClassLoader()
         files = [f for f in resources.files("spark_llm.optimizer.catalyst").iterdir() if f.name.endswith(".java")]
-        for file in sorted(files, key=lambda file: (file.name != "shim.java", file.name)):
+        for file in sorted(files, key=lambda file: (file.name not in _FIRST, file.name != _FIRST[0], file.name)):
             compiler = self.jvm.org.codehaus.janino.SimpleCompiler()
             compiler.setParentClassLoader(loader)
             compiler.cook(file.read_text("utf-8"))

@@ -65,12 +65,12 @@ public final class Columns {
   public static Expression below(Expression expression, Project project) {
     HashMap made = new HashMap();
     collect(project, made);
-    return made.isEmpty() ? expression : replaced(expression, made, false, new int[] {10000});
+    return Trees.replaced(expression, made);
   }
 
   /** The expression with other expressions for columns, by expression id. */
   public static Expression with(Expression expression, HashMap columns) {
-    return replaced(expression, columns, false, new int[] {10000});
+    return Trees.replaced(expression, columns);
   }
 
   /** What the columns of the plan are made of, as far down as they keep their values; by expression id. */
@@ -82,7 +82,7 @@ public final class Columns {
 
   /** The expression with columns replaced by their sources, again and again, and what is constant then by its value. */
   public static Expression traced(Expression expression, HashMap sources) {
-    return sources.isEmpty() ? expression : folded(replaced(expression, sources, true, new int[] {10000}));
+    return sources.isEmpty() ? expression : folded(Trees.traced(expression, sources));
   }
 
   private static Expression folded(Expression expression) {
@@ -120,7 +120,7 @@ public final class Columns {
         if (source != null) {
           entries.add(alias((Expression) source, (Attribute) entry));
         } else {
-          entries.add(made.isEmpty() ? entry : replaced(entry, made, false, new int[] {10000}));
+          entries.add(Trees.replaced(entry, made));
         }
       }
       above = new Project(seq(entries), below.child());
@@ -193,27 +193,6 @@ public final class Columns {
     return type.equals(DataTypes.StringType) || type.equals(DataTypes.IntegerType) || type.equals(DataTypes.LongType)
         || type.equals(DataTypes.ShortType) || type.equals(DataTypes.ByteType) || type.equals(DataTypes.BooleanType)
         || type.equals(DataTypes.DateType);
-  }
-
-  /** nodesLeft: columns of columns may grow without bound. */
-  private static Expression replaced(Expression expression, HashMap made, boolean isDeep, int[] nodesLeft) {
-    if (nodesLeft[0]-- <= 0) return expression;
-    if (expression instanceof Attribute) {
-      Expression source = (Expression) made.get(((Attribute) expression).exprId());
-      if (source == null) return expression;
-      return isDeep ? replaced(source, made, true, nodesLeft) : source;
-    }
-    ArrayList children = new ArrayList();
-    boolean isChanged = false;
-    Iterator old = expression.children().iterator();
-    while (old.hasNext()) {
-      Expression child = (Expression) old.next();
-      Expression found = replaced(child, made, isDeep, nodesLeft);
-      isChanged = isChanged || found != child;
-      children.add(found);
-    }
-    if (!isChanged) return expression;
-    return (Expression) expression.withNewChildren(seq(children));
   }
 
   /** An immutable Scala Seq of the list's elements. */

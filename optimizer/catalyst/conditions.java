@@ -6,12 +6,10 @@ import java.util.HashMap;
 import java.util.TreeSet;
 import org.apache.spark.sql.catalyst.expressions.*;
 import org.apache.spark.sql.catalyst.plans.logical.LogicalPlan;
-import org.apache.spark.sql.catalyst.plans.logical.Project;
 import org.apache.spark.sql.types.DataType;
 import org.apache.spark.sql.types.DataTypes;
 import org.apache.spark.unsafe.types.UTF8String;
 import scala.collection.Iterator;
-import scala.jdk.javaapi.CollectionConverters;
 
 /** Translates Catalyst's predicates; what it does not know has no translation. */
 public final class Conditions {
@@ -33,7 +31,7 @@ public final class Conditions {
       conjuncts(((And) condition).right(), made, bottom, answers, found);
       return;
     }
-    Expression below = traced(condition, made, new int[] {10000});
+    Expression below = Trees.traced(condition, made);
     TreeSet numbers = new TreeSet();
     numbersOf(below, answers, numbers);
     StringBuilder text = new StringBuilder();
@@ -46,45 +44,17 @@ public final class Conditions {
 
   /** The expression, which stands above `top`, in terms of the output of `bottom`, a node below. */
   public Expression below(Expression expression, LogicalPlan top, LogicalPlan bottom) {
-    return traced(expression, aliases(top, bottom), new int[] {10000});
+    return Trees.traced(expression, aliases(top, bottom));
   }
 
   private HashMap aliases(LogicalPlan top, LogicalPlan bottom) {
     HashMap made = new HashMap();
     LogicalPlan node = top;
     while (node != bottom && node.children().size() == 1) {
-      if (node instanceof Project) {
-        Iterator entries = ((Project) node).projectList().iterator();
-        while (entries.hasNext()) {
-          Object entry = entries.next();
-          if (entry instanceof Alias && ((Alias) entry).child().deterministic()) {
-            made.put(((Alias) entry).exprId(), ((Alias) entry).child());
-          }
-        }
-      }
+      Trees.collectAliases(node, made);
       node = (LogicalPlan) node.children().head();
     }
     return made;
-  }
-
-  /** nodesLeft: aliases of aliases may grow without bound. */
-  private Expression traced(Expression expression, HashMap made, int[] nodesLeft) {
-    if (nodesLeft[0]-- <= 0) return expression;
-    if (expression instanceof Attribute) {
-      Object source = made.get(((Attribute) expression).exprId());
-      return source == null ? expression : traced((Expression) source, made, nodesLeft);
-    }
-    ArrayList children = new ArrayList();
-    boolean isChanged = false;
-    Iterator old = expression.children().iterator();
-    while (old.hasNext()) {
-      Expression child = (Expression) old.next();
-      Expression found = traced(child, made, nodesLeft);
-      isChanged = isChanged || found != child;
-      children.add(found);
-    }
-    if (!isChanged) return expression;
-    return (Expression) expression.withNewChildren(CollectionConverters.asScala(children).toIndexedSeq());
   }
 
   private int numberOf(Expression expression, scala.collection.immutable.Seq answers) {

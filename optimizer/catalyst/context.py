@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class Context:
     """One optimization of one query.
 
-    session: the JVM's session. may_change_prompts: prompt rules may work (CONTRACTS.md 2). explaining: the plan is
+    session: the JVM's session. may_change_prompts: prompt rules may work (CONTRACTS.md 2). deduplicates: rows with
+    equal arguments are asked once. explaining: the plan is
     wanted to be looked at, so that no job may run for it.
     statistics: of the inputs of calls. statistics_bytes: a job for them runs only where the tables below a call have
     less, 0: never. statistics_timeout: seconds that it may take.
@@ -38,6 +39,7 @@ class Context:
     catalyst: Catalyst
     session: Jvm
     may_change_prompts: bool
+    deduplicates: bool
     explaining: bool
     statistics: Statistics
     statistics_bytes: int

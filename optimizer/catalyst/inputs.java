@@ -84,7 +84,7 @@ public final class Inputs {
   public Expression unplaced(Expression expression, LogicalPlan plan) {
     HashMap made = new HashMap();
     collect(plan, made);
-    return made.isEmpty() ? expression : unplaced(expression, made);
+    return Trees.traced(expression, made);
   }
 
   private void collect(LogicalPlan plan, HashMap made) {
@@ -98,24 +98,6 @@ public final class Inputs {
     }
     Iterator children = plan.children().iterator();
     while (children.hasNext()) collect((LogicalPlan) children.next(), made);
-  }
-
-  private Expression unplaced(Expression expression, HashMap made) {
-    if (expression instanceof Attribute) {
-      Object source = made.get(((Attribute) expression).exprId());
-      return source == null ? expression : unplaced((Expression) source, made);
-    }
-    ArrayList children = new ArrayList();
-    boolean isChanged = false;
-    Iterator old = expression.children().iterator();
-    while (old.hasNext()) {
-      Expression child = (Expression) old.next();
-      Expression found = unplaced(child, made);
-      isChanged = isChanged || found != child;
-      children.add(found);
-    }
-    if (!isChanged) return expression;
-    return (Expression) expression.withNewChildren(CollectionConverters.asScala(children).toIndexedSeq());
   }
 
   /** Does a filter in the plan drop rows by what a Python function below it answers? */

@@ -58,7 +58,7 @@ public final class Moves {
         Object entry = entries.next();
         if (entry instanceof Alias) made.put(((Alias) entry).exprId(), ((Alias) entry).child());
       }
-      if (!made.isEmpty()) found = replaced(found, made);
+      found = Trees.replaced(found, made);
     }
     return found;
   }
@@ -67,25 +67,7 @@ public final class Moves {
   public Expression renamed(Expression expression, Seq olds, Seq news) {
     HashMap made = new HashMap();
     for (int i = 0; i < olds.size(); i++) made.put(((Attribute) olds.apply(i)).exprId(), news.apply(i));
-    return replaced(expression, made);
-  }
-
-  private Expression replaced(Expression expression, HashMap made) {
-    if (expression instanceof Attribute) {
-      Object found = made.get(((Attribute) expression).exprId());
-      return found == null ? expression : (Expression) found;
-    }
-    ArrayList children = new ArrayList();
-    boolean isChanged = false;
-    Iterator old = expression.children().iterator();
-    while (old.hasNext()) {
-      Expression child = (Expression) old.next();
-      Expression found = replaced(child, made);
-      isChanged = isChanged || found != child;
-      children.add(found);
-    }
-    if (!isChanged) return expression;
-    return (Expression) expression.withNewChildren(CollectionConverters.asScala(children).toIndexedSeq());
+    return Trees.replaced(expression, made);
   }
 
   /** `value` as the column that `like` is: the same id, name and metadata. */

@@ -134,22 +134,7 @@ public final class Pairs {
   public Expression renamed(Expression expression, ArrayList old, ArrayList made) {
     Map names = new HashMap();
     for (int i = 0; i < old.size(); i++) names.put(((Attribute) old.get(i)).exprId(), made.get(i));
-    return renamed(expression, names);
-  }
-
-  private Expression renamed(Expression expression, Map names) {
-    if (expression instanceof Attribute) {
-      Object made = names.get(((Attribute) expression).exprId());
-      return made == null ? expression : (Expression) made;
-    }
-    ArrayList children = list(expression.children());
-    boolean isChanged = false;
-    for (int i = 0; i < children.size(); i++) {
-      Object child = children.get(i);
-      children.set(i, renamed((Expression) child, names));
-      isChanged = isChanged || children.get(i) != child;
-    }
-    return isChanged ? (Expression) expression.withNewChildren(seq(children)) : expression;
+    return Trees.replaced(expression, names);
   }
 
   /** The nodes whose calls decide which pairs of a join's rows are kept, right above it: {node, join, columns between

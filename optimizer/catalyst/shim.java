@@ -3,12 +3,10 @@
 // take hundreds of round trips from there.
 package sparkllm;
 
-import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.function.UnaryOperator;
 import org.apache.spark.Dependency;
 import org.apache.spark.rdd.RDD;
-import org.apache.spark.sql.catalyst.expressions.Alias;
 import org.apache.spark.sql.catalyst.expressions.And;
 import org.apache.spark.sql.catalyst.expressions.Attribute;
 import org.apache.spark.sql.catalyst.expressions.ConditionalExpression;
@@ -25,7 +23,6 @@ import org.apache.spark.sql.catalyst.plans.logical.ArrowEvalPython;
 import org.apache.spark.sql.catalyst.plans.logical.Filter;
 import org.apache.spark.sql.catalyst.plans.logical.Join;
 import org.apache.spark.sql.catalyst.plans.logical.LogicalPlan;
-import org.apache.spark.sql.catalyst.plans.logical.Project;
 import org.apache.spark.sql.catalyst.trees.TreeNode;
 import org.apache.spark.sql.catalyst.trees.TreePattern;
 import org.apache.spark.sql.classic.SparkSession;
@@ -35,7 +32,6 @@ import org.apache.spark.sql.execution.datasources.HadoopFsRelation;
 import org.apache.spark.sql.execution.datasources.LogicalRelation;
 import org.apache.spark.unsafe.Platform;
 import scala.collection.Iterator;
-import scala.jdk.javaapi.CollectionConverters;
 
 /** Seq of argument expressions to one expression; Python answers with the expression or with what to throw. */
 public final class Builder extends scala.runtime.AbstractFunction1 {
@@ -265,41 +261,13 @@ public final class Plans {
   public Expression traced(Expression expression, LogicalPlan plan) {
     HashMap made = new HashMap();
     collectAliases(plan, made);
-    return traced(expression, made, new int[] {10000});
+    return Trees.traced(expression, made);
   }
 
   private void collectAliases(LogicalPlan plan, HashMap made) {
-    if (plan instanceof Project) {
-      Iterator entries = ((Project) plan).projectList().iterator();
-      while (entries.hasNext()) {
-        Object entry = entries.next();
-        if (entry instanceof Alias && ((Alias) entry).child().deterministic()) {
-          made.put(((Alias) entry).exprId(), ((Alias) entry).child());
-        }
-      }
-    }
+    Trees.collectAliases(plan, made);
     Iterator children = plan.children().iterator();
     while (children.hasNext()) collectAliases((LogicalPlan) children.next(), made);
-  }
-
-  /** nodesLeft: aliases of aliases may grow without bound. */
-  private Expression traced(Expression expression, HashMap made, int[] nodesLeft) {
-    if (nodesLeft[0]-- <= 0) return expression;
-    if (expression instanceof Attribute) {
-      Object source = made.get(((Attribute) expression).exprId());
-      return source == null ? expression : traced((Expression) source, made, nodesLeft);
-    }
-    ArrayList children = new ArrayList();
-    boolean isChanged = false;
-    Iterator old = expression.children().iterator();
-    while (old.hasNext()) {
-      Expression child = (Expression) old.next();
-      Expression found = traced(child, made, nodesLeft);
-      isChanged = isChanged || found != child;
-      children.add(found);
-    }
-    if (!isChanged) return expression;
-    return (Expression) expression.withNewChildren(CollectionConverters.asScala(children).toIndexedSeq());
   }
 
   /** For each expression the number of the first that is equal to it, -1 for constants: "0 1 0 -1". */

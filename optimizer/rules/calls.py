@@ -50,7 +50,7 @@ class Call:
     @property
     def label(self) -> str:
         """What the call is called in messages: its prompt, shortened."""
-        return self.prompt_text[:60] or "(a prompt for each row)"
+        return label_of(self.prompt_text)
 
     def has_fields_of(self, other: Call, catalyst: Catalyst) -> bool:
         """Do both ask about the same fields, by value and name, in any order?"""
@@ -70,6 +70,11 @@ class Call:
         )
 
 
+def label_of(prompt: str) -> str:
+    """What a call is called in messages: its prompt, shortened; "" is one that differs from row to row."""
+    return prompt[:60] or "(a prompt for each row)"
+
+
 def calls_of(node: Node) -> list[Call]:
     """The calls that ``node``, an ArrowEvalPython of llm() calls, evaluates; members of a group one after the other."""
     found = []
@@ -83,12 +88,6 @@ def calls_of(node: Node) -> list[Call]:
             call = _call(node, udf, spec, [columns[number] for number in numbers])
             found.append(dataclasses.replace(call, group=group, member=member))
     return found
-
-
-def call_in(udf: Expression) -> Call:
-    """The call that a PythonUDF named llm is, outside of a node of its own (``node`` is the UDF then)."""
-    text, *columns = items(udf.children())
-    return _call(udf, udf, CallSpec.decode(literal_text(text)), columns)
 
 
 def _call(node: Node, udf: Expression, spec: CallSpec, columns: list[Expression]) -> Call:

@@ -33,20 +33,7 @@ NAME = "fuseCalls"
 
 def fuse_calls(plan: Node, context: Context) -> Node:
     """Put calls of ``plan`` that stand one above the other and ask about the same into one node."""
-    if plan.isStreaming():
-        return plan
-    return rewrite_stacks(
-        plan,
-        context,
-        lambda node: _is_part(node, context),
-        lambda nodes: _fused(nodes, context),
-    )
-
-
-def _is_part(node: Node, context: Context) -> bool:
-    catalyst = context.catalyst
-    is_node = node.nodeName() in ("Project", "BatchEvalPython") or catalyst.is_call(node)
-    return is_node and catalyst.is_deterministic(node)
+    return rewrite_stacks(plan, context, ("Project", "BatchEvalPython"), _fused)
 
 
 @dataclasses.dataclass(frozen=True)

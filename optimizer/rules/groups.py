@@ -12,10 +12,10 @@ The columns of the answers keep their ids, so nothing above notices.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 from spark_llm.call import Condition, GroupSpec
-from spark_llm.optimizer.catalyst.bridge import GROUP_NAME, Expression, Node, items
+from spark_llm.optimizer.catalyst.bridge import GROUP_NAME, Catalyst, Expression, Node, items
 from spark_llm.optimizer.catalyst.context import Context
 from spark_llm.optimizer.rules.calls import Call, calls_of, function_for, joint_columns
 
@@ -88,31 +88,36 @@ def _member(column: Expression, number: int, old: Expression, context: Context) 
 
 
 def rewrite_stacks(
-    plan: Node, context: Context, is_part: Callable[[Node], bool], change: Callable[[list[Node]], Node | None]
+    plan: Node, context: Context, between: Container[str], change: Callable[[list[Node], Context], Node | None]
 ) -> Node:
-    """``plan`` with ``change`` made to each stack of nodes that are parts, from the top down, until it gives None."""
+    """``plan`` with ``change`` made to each stack of calls and what stands ``between`` them, until it gives None.
+
+    between: names of nodes; none that does something at random is part of a stack. change gets nodes from the top down.
+    """
     catalyst = context.catalyst
-    if not catalyst.holds_call(plan):
+    if plan.isStreaming() or not catalyst.holds_call(plan):
         return plan
-    nodes: list[Node] = []
-    bottom = plan
-    while is_part(bottom):
-        nodes.append(bottom)
-        bottom = bottom.child()
+    nodes, bottom = _stack(plan, between, catalyst)
     children = items(bottom.children())
-    changed = [rewrite_stacks(child, context, is_part, change) for child in children]
+    changed = [rewrite_stacks(child, context, between, change) for child in children]
     if any(new is not old for new, old in zip(changed, children, strict=True)):
         bottom = catalyst.with_children(bottom, changed)
         for number in range(len(nodes) - 1, -1, -1):
             bottom = nodes[number] = catalyst.with_children(nodes[number], [bottom])
     top = nodes[0] if nodes else bottom
-    while nodes and (new := change(nodes)) is not None:
-        top = node = new
-        nodes = []
-        while is_part(node):
-            nodes.append(node)
-            node = node.child()
+    while nodes and (new := change(nodes, context)) is not None:
+        top = new
+        nodes, _ = _stack(top, between, catalyst)
     return top
+
+
+def _stack(node: Node, between: Container[str], catalyst: Catalyst) -> tuple[list[Node], Node]:
+    """The stack that begins with ``node``, and the first node below it."""
+    nodes = []
+    while (node.nodeName() in between or catalyst.is_call(node)) and catalyst.is_deterministic(node):
+        nodes.append(node)
+        node = node.child()
+    return nodes, node
 
 
 def restacked(

@@ -27,9 +27,9 @@ import dataclasses
 import msgspec
 
 from spark_llm.call import RowPlan
-from spark_llm.optimizer.catalyst.bridge import Jvm, Node
+from spark_llm.optimizer.catalyst.bridge import Jvm, Node, items
 from spark_llm.optimizer.catalyst.context import Context
-from spark_llm.optimizer.rules.calls import all_calls, calls_of, rebuilt, rewrite
+from spark_llm.optimizer.rules.calls import all_calls, calls_of, label_of, rebuilt, rewrite
 from spark_llm.optimizer.statistics.partitions import num_partitions
 
 _NAME = "limitBeforeCalls"
@@ -49,7 +49,7 @@ def limit_before_calls(plan: Node, context: Context) -> Node:
     changed, notes = questions.moved(plan, not stays)
     for note in notes:
         what, prompt = str(note)[1:].split("\x1f", 1)
-        label = prompt[:60] or "(a prompt for each row)"
+        label = label_of(prompt)
         if str(note).startswith("-"):
             context.notes.declined(_NAME, label, what)
         else:
@@ -73,13 +73,8 @@ def _rows(leaf: Node, context: Context) -> float:
     found = leaf.stats()
     if found.rowCount().isDefined():
         return float(found.rowCount().get())
-    width = sum(int(column.dataType().defaultSize()) for column in _columns(leaf)) + _ROW_OVERHEAD
+    width = sum(int(column.dataType().defaultSize()) for column in items(leaf.output())) + _ROW_OVERHEAD
     return float(found.sizeInBytes()) / width
-
-
-def _columns(leaf: Node) -> list[Jvm]:
-    output = leaf.output()
-    return [output.apply(i) for i in range(output.size())]
 
 
 def _in_one_window(node: Node, questions: Jvm, context: Context) -> Node:

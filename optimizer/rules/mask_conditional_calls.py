@@ -22,6 +22,7 @@ import msgspec
 from spark_llm.call import CallSpec
 from spark_llm.optimizer.catalyst.bridge import Catalyst, Expression, Jvm, Node
 from spark_llm.optimizer.catalyst.context import Context
+from spark_llm.optimizer.rules.calls import label_of
 
 NAME = "maskConditionalCalls"
 
@@ -40,7 +41,7 @@ def with_masks(plan: Node | Expression, rule: str, context: Context) -> Jvm:
     if not found[1].isEmpty():
         found = masks.rewrite(plan, _masked(list(found[1]), catalyst))
     for is_masked, prompt, why in found[2]:
-        label = str(prompt)[:60] or "(a prompt for each row)"
+        label = label_of(str(prompt))
         if is_masked:
             context.notes.fired(rule, label, f"asked only where {why}")
         else:

@@ -42,20 +42,7 @@ NAME = "orderLlmPredicates"
 
 def order_llm_predicates(plan: Node, context: Context) -> Node:
     """Put calls of ``plan`` under one filter, or under filters one above the other, into a group with conditions."""
-    if plan.isStreaming():
-        return plan
-    return rewrite_stacks(
-        plan,
-        context,
-        lambda node: _is_part(node, context),
-        lambda nodes: _grouped(nodes, context),
-    )
-
-
-def _is_part(node: Node, context: Context) -> bool:
-    catalyst = context.catalyst
-    is_node = node.nodeName() in ("Filter", "Project", "BatchEvalPython") or catalyst.is_call(node)
-    return is_node and catalyst.is_deterministic(node)
+    return rewrite_stacks(plan, context, ("Filter", "Project", "BatchEvalPython"), _grouped)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -178,8 +178,9 @@ def _by_thumb(above: list[Place], label: str, context: Context) -> Place | None:
 
 
 def _by_numbers(places: list[Place], counted: list[Tuples], calls: list[Call], context: Context) -> Place | None:
-    folds = _folds(context)
-    asked = [float(sum(known.distinct)) if folds else float(known.rows * len(calls)) for known in counted]
+    asked = [
+        float(sum(known.distinct)) if context.deduplicates else float(known.rows * len(calls)) for known in counted
+    ]
     row_bytes = counted[0].row_bytes
     tokens = _tokens_per_call(calls, row_bytes, context)
     speed = Speed(context.tokens_per_second, engines=context.engines)
@@ -214,12 +215,6 @@ def _decline(context: Context, label: str, why: str) -> None:
     """Note why the call stays; not of one that was moved before, for rules run until nothing changes any more."""
     if not any(note.rule == NAME and note.call == label and note.fired for note in context.notes.all()):
         context.notes.declined(NAME, label, why)
-
-
-def _folds(context: Context) -> bool:
-    """Are rows with equal arguments asked once?"""
-    settings = context.catalyst.settings(context.session)
-    return settings.get("spark.llm.optimizer.deduplicatePrompts.enabled", "true").strip().lower() != "false"
 
 
 def _tokens_per_call(calls: list[Call], row_bytes: float | None, context: Context) -> float:

@@ -37,6 +37,7 @@ from collections.abc import Iterable
 from spark_llm.call import CallSpec
 from spark_llm.optimizer.catalyst.bridge import Jvm, Node
 from spark_llm.optimizer.catalyst.context import Context
+from spark_llm.optimizer.rules.calls import label_of
 
 _NAME = "reuseAnswers"
 
@@ -75,7 +76,7 @@ def _repeated(plan: Node, context: Context) -> dict[str, str]:
 
 
 def _noted(plan: Node, changed: Node, prompts: Iterable[Jvm], why: str, context: Context) -> Node:
-    labels = [str(prompt)[:60] or "(a prompt for each row)" for prompt in prompts]
+    labels = [label_of(str(prompt)) for prompt in prompts]
     for label in labels:
         context.notes.fired(_NAME, label, why)
     return changed if labels else plan

@@ -94,6 +94,7 @@ class Planner:
             catalyst=self._catalyst,
             session=session,
             may_change_prompts=conf.may_change_prompts,
+            deduplicates=conf.deduplicate_prompts,
             explaining=explaining,
             statistics=self.statistics,
             statistics_bytes=conf.statistics_max_size if conf.statistics_enabled else 0,
