@@ -20,10 +20,13 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     model: a folder, a ``.gguf`` file, a Hugging Face id, or ``"default"`` (the packaged model).
     kv_cache_memory: bytes of the paged K/V pool; 0 lets the engine choose from free memory.
     max_batch_tokens: most tokens computed in one step (prefill chunks and decodes together).
-    max_running_rows: most rows that hold pages at a time.
+    max_running_rows: most rows that hold pages at a time; 0 lets the engine choose by its device.
     page_size: tokens a K/V page.
     context_length: most tokens of prompt + answer; 0 is the model's own.
     threads: CPU threads of the forward pass; 0 is every core that this process may use.
+    device: ``auto`` takes the GPU that CUDA shows first, if any; ``cpu``, ``cuda`` or ``cuda:N`` is taken as it is.
+    quantization: ``fp8`` multiplies the layers' matrices in e4m3 on a GPU that can; empty is the dtype itself.
+    deterministic: answers do not depend on what else runs, bit by bit; slower.
     idle_timeout: seconds without a stream after which the engine ends; 0 is never.
     """
 
@@ -31,10 +34,13 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     kv_cache_memory: int = 0
     max_batch_tokens: int = 0
-    max_running_rows: int = 256
+    max_running_rows: int = 0
     page_size: int = 1
     context_length: int = 0
     threads: int = 0
+    device: str = "auto"
+    quantization: Literal["", "fp8"] = ""
+    deterministic: bool = False
     idle_timeout: float = 300.0
     check_invariants: bool = False
 

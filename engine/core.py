@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 2  # failed steps after which a row is given up; the second one is the row's alone
 _CPU_BATCH_TOKENS = 1024  # from about here a larger batch multiplies no faster
+_CPU_ROWS = 256  # that run at a time
 _MAX_AUTO_POOL = 4 << 30
 _AUTO_POOL_SHARE = 0.25  # of the memory that is available when the engine starts
 
@@ -77,7 +78,7 @@ class Engine:
             cache,
             LongestPrefixFirst(),
             max_batch_tokens=spec.max_batch_tokens or _CPU_BATCH_TOKENS,
-            max_running_rows=spec.max_running_rows,
+            max_running_rows=spec.max_running_rows or _CPU_ROWS,
         )
         config = self.model_config
         # A sliding window is not implemented; rows that it holds as a whole do not need it.

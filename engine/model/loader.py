@@ -19,6 +19,8 @@ from spark_llm.engine.model.read_config import load_config, read_json, unsupport
 from spark_llm.engine.model.source import ModelSource
 from spark_llm.errors import LlmError
 
+_CPU = torch.device("cpu")
+
 __all__ = ["expected_shapes", "iter_weights", "load_config"]
 
 
@@ -53,9 +55,11 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def iter_weights(
-    source: ModelSource, dtype: torch.dtype, config: ModelConfig | None = None
+    source: ModelSource, dtype: torch.dtype, config: ModelConfig | None = None, device: torch.device = _CPU
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each tensor once, on the CPU in ``dtype``, in the file's order.
+    """Each tensor once, on ``device`` in ``dtype``, in the file's order.
+
+    Safetensors are read straight to the device, and random weights drawn there (they differ between kinds of device).
 
     Raises LLM_MODEL_CORRUPT, naming the file or tensor, for what is unreadable, missing, not finite or of the
     wrong shape; LLM_MODEL_UNSUPPORTED for a quantisation that cannot be undone.
@@ -64,7 +68,7 @@ def iter_weights(
     shapes = expected_shapes(config)
     readers = {"folder": _from_folder, "gguf": _from_gguf, "dummy": _at_random}
     missing = dict.fromkeys(shapes)
-    for name, tensor in readers[source.kind](source, config, shapes):
+    for name, tensor in readers[source.kind](source, config, shapes, device):
         if tuple(tensor.shape) != shapes[name]:
             reason = f"tensor {name} has shape {tuple(tensor.shape)} instead of {shapes[name]}"
             raise _corrupt(source, reason)
@@ -72,7 +76,7 @@ def iter_weights(
         if not torch.isfinite(tensor.sum(dtype=torch.float32)):
             raise _corrupt(source, f"tensor {name} holds values that are not finite")
         missing.pop(name, None)
-        yield name, tensor.to(dtype)
+        yield name, tensor.to(device=device, dtype=dtype)
     if missing:
         raise _corrupt(source, f"tensor {next(iter(missing))} is missing ({len(missing)} missing in all)")
 
@@ -81,12 +85,12 @@ _Shapes = dict[str, tuple[int, ...]]
 _Tensors = Iterator[tuple[str, torch.Tensor]]
 
 
-def _from_folder(source: ModelSource, _config: ModelConfig, shapes: _Shapes) -> _Tensors:
+def _from_folder(source: ModelSource, _config: ModelConfig, shapes: _Shapes, device: torch.device) -> _Tensors:
     for path, names in _files(source, shapes).items():
         if not path.is_file():
             raise _corrupt(source, f"file {path.name} is missing")
         try:
-            with safetensors.safe_open(path, framework="pt") as file:
+            with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
                 held = set(file.keys())
                 for name in shapes:
                     if name in names and name in held:
@@ -113,7 +117,7 @@ def _files(source: ModelSource, shapes: _Shapes) -> dict[Path, set[str]]:
     return {path: set(shapes) for path in found}
 
 
-def _from_gguf(source: ModelSource, config: ModelConfig, shapes: _Shapes) -> _Tensors:
+def _from_gguf(source: ModelSource, config: ModelConfig, shapes: _Shapes, _device: torch.device) -> _Tensors:
     file = open_gguf(source.path)
     heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
     for tensor in file.tensors.values():
@@ -130,13 +134,13 @@ def _from_gguf(source: ModelSource, config: ModelConfig, shapes: _Shapes) -> _Te
         yield name, torch.from_numpy(values.copy() if not values.flags.writeable else values)
 
 
-def _at_random(_source: ModelSource, _config: ModelConfig, shapes: _Shapes) -> _Tensors:
+def _at_random(_source: ModelSource, _config: ModelConfig, shapes: _Shapes, device: torch.device) -> _Tensors:
     for name, shape in shapes.items():
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
         if len(shape) == 1:
-            yield name, torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
+            yield name, torch.ones(shape, device=device) if name.endswith("weight") else torch.zeros(shape, device=device)
         else:
-            yield name, torch.empty(shape).normal_(0.0, 0.02, generator=generator)
+            yield name, torch.empty(shape, device=device).normal_(0.0, 0.02, generator=generator)
 
 
 def _corrupt(source: ModelSource, reason: str) -> LlmError:

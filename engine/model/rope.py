@@ -12,29 +12,31 @@ from spark_llm.errors import LlmError
 
 
 def rope_table(config: ModelConfig, length: int) -> Tensor:
-    """e^(i * angle) of each position and frequency: complex64 [length, head_dim / 2].
+    """e^(i * angle) of each position and frequency: complex64 [length, head_dim / 2]. Raises as ``frequencies`` does."""
+    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies(config))
+    return torch.polar(torch.ones_like(angles), angles)
 
-    LLM_MODEL_UNSUPPORTED for an unknown scaling.
-    """
+
+def frequencies(config: ModelConfig) -> Tensor:
+    """Angle a position, scaled as the model says: float32 [head_dim / 2]. LLM_MODEL_UNSUPPORTED for an unknown scaling."""
     half = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
-    frequencies = 1.0 / (config.rope_theta**half)
+    plain = 1.0 / (config.rope_theta**half)
     scaling = config.rope_scaling or {}
     kind = str(scaling.get("rope_type", scaling.get("type", "default")))
     if kind == "linear":
-        frequencies = frequencies / float(scaling["factor"])
-    elif kind == "llama3":
-        frequencies = _llama3(frequencies, scaling)
-    elif kind == "factors":  # per-frequency divisors, as GGUF files carry them
-        frequencies = frequencies / torch.as_tensor(scaling["factors"], dtype=torch.float32)
-    elif kind != "default":
+        return plain / float(scaling["factor"])
+    if kind == "llama3":
+        return _llama3(plain, scaling)
+    if kind == "factors":  # per-frequency divisors, as GGUF files carry them
+        return plain / torch.as_tensor(scaling["factors"], dtype=torch.float32)
+    if kind != "default":
         raise LlmError(
             "LLM_MODEL_UNSUPPORTED",
             model=config.name,
             architecture=f"{config.architecture} with rope scaling {kind}",
             supported="rope scaling default, linear and llama3",
         )
-    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
-    return torch.polar(torch.ones_like(angles), angles)
+    return plain
 
 
 def _llama3(frequencies: Tensor, scaling: dict[str, float]) -> Tensor:

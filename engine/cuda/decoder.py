@@ -1,0 +1,121 @@
+"""The Llama-family decoder on a GPU: cuBLAS products between our own kernels, no copy that a kernel can avoid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spark_llm.engine.cuda.pool import DevicePool
+from spark_llm.engine.cuda.weights import DeviceWeights
+from spark_llm.engine.model.config import ModelConfig
+from spark_llm.engine.model.rope import frequencies
+from spark_llm.kernels.activation import silu_and_mul
+from spark_llm.kernels.gather import gather_rows
+from spark_llm.kernels.norm import add_rms_norm
+from spark_llm.kernels.paged_attention import attend, merge_parts
+from spark_llm.kernels.rope import rope_and_store
+
+
+@dataclass(slots=True)
+class DeviceStep:
+    """A step's inputs on the device, int32 throughout; T tokens, S of which yield a next token.
+
+    tokens, positions, lanes: [T]. order: tokens that items name. own, shared, long: [items, 8] work items.
+    parts: [M], for the first M tokens how many partial results they have; None if no token has more than one.
+    most_parts: an upper bound of them. last: [S], the tokens that sample, or None if all do, in their order.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    lanes: Tensor
+    order: Tensor
+    own: Tensor
+    shared: Tensor
+    long: Tensor
+    parts: Tensor | None
+    most_parts: int
+    last: Tensor | None
+
+
+class DeviceDecoder:
+    """A model on ``device``. part_bytes: of the workspace for partial attention results."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: DeviceWeights,
+        *,
+        context_length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        tiles: tuple[int, int, int],
+    ) -> None:
+        self.config = config
+        self.weights = weights
+        self.dtype = dtype
+        self.device = device
+        angles = torch.outer(torch.arange(context_length, dtype=torch.float32), frequencies(config))
+        self._cos_sin = torch.cat((angles.cos(), angles.sin()), dim=-1).to(device)
+        self._own_tile, self._shared_tile, self._long_tile = tiles
+        self._scale = config.head_dim**-0.5
+        self._part_out = torch.empty(0, dtype=torch.float32, device=device)
+        self._part_lse = torch.empty(0, dtype=torch.float32, device=device)
+
+    def reserve_parts(self, results: int) -> None:
+        """Room for ``results`` partial results (parts x tokens), before graphs are captured."""
+        heads, dim = self.config.num_heads, self.config.head_dim
+        if results * heads > self._part_lse.numel():
+            self._part_lse = torch.empty(results * heads, dtype=torch.float32, device=self.device)
+            self._part_out = torch.empty(results * heads * dim, dtype=torch.float32, device=self.device)
+
+    @torch.inference_mode()
+    def forward(self, step: DeviceStep, pool: DevicePool) -> Tensor:
+        """Writes the K/V of all T tokens and returns the logits [S, vocabulary] in the model's dtype.
+
+        K/V of a layer are written before any query reads, so that rows of one step may share a prefix that this very
+        step computes. In the last layer only the S tokens that sample go beyond K/V.
+        """
+        config, eps, layers = self.config, self.config.rms_norm_eps, self.weights.layers
+        residual = F.embedding(step.tokens, self.weights.embedding)
+        normed = torch.empty_like(residual)
+        add_rms_norm(None, residual, layers[0].input_norm, eps, normed)
+        q = residual.new_empty(len(residual), config.num_heads, config.head_dim)
+        last = len(layers) - 1
+        for index, layer in enumerate(layers):
+            k_pool, v_pool = pool.k[index], pool.v[index]
+            rope_and_store(
+                layer.qkv(normed), self._cos_sin, step.positions, step.lanes, pool.table, k_pool, v_pool, q,
+                page_size=pool.page_size, q_norm=layer.q_norm, k_norm=layer.k_norm, eps=eps,
+            )  # fmt: skip
+            attended = self._attend(step, q, k_pool, v_pool, pool).view(len(q), -1)
+            if index == last and step.last is not None:
+                attended, residual = gather_rows(attended, step.last), gather_rows(residual, step.last)
+                normed = torch.empty_like(residual)
+            add_rms_norm(layer.o(attended), residual, layer.post_norm, eps, normed)
+            gate_up = layer.gate_up(normed)
+            inner = gate_up.new_empty(len(gate_up), config.intermediate_size)
+            silu_and_mul(gate_up, inner)
+            following = self.weights.norm if index == last else layers[index + 1].input_norm
+            add_rms_norm(layer.down(inner), residual, following, eps, normed)
+        return F.linear(normed, self.weights.head)
+
+    def _attend(self, step: DeviceStep, q: Tensor, k_pool: Tensor, v_pool: Tensor, pool: DevicePool) -> Tensor:
+        out = torch.empty_like(q)
+        heads, dim = self.config.num_heads, self.config.head_dim
+        tokens = 0 if step.parts is None else len(step.parts)
+        shape = (step.most_parts, tokens, heads)
+        part_lse = self._part_lse[: step.most_parts * tokens * heads].view(shape)
+        part_out = self._part_out[: step.most_parts * tokens * heads * dim].view(*shape, dim)
+        blocks = ((step.long, self._long_tile), (step.shared, self._shared_tile), (step.own, self._own_tile))
+        for items, tile in blocks:
+            if len(items):
+                attend(
+                    q, k_pool, v_pool, pool.table, step.order, items, out, part_out, part_lse,
+                    page_size=pool.page_size, scale=self._scale, tile=tile,
+                )  # fmt: skip
+        if step.parts is not None:
+            merge_parts(part_out, part_lse, step.parts, out[:tokens])
+        return out

@@ -1,0 +1,141 @@
+"""CUDA graphs of decode steps: a whole forward pass in one launch, for steps whose rows all decode.
+
+Rows are padded to a bucket; work items lie in buffers of fixed size, whose rest is empty items, so that one graph serves
+any tree of shared prefixes. Buckets are captured from large to small in one memory pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spark_llm.engine.cuda.attention_plan import FIELDS, MOST_PARTS, Device, Layout
+from spark_llm.engine.cuda.decoder import DeviceDecoder, DeviceStep
+from spark_llm.engine.cuda.inputs import Ints, Staging, packed_size
+from spark_llm.engine.cuda.pool import DevicePool
+from spark_llm.engine.cuda.step import HostStep
+
+BUCKETS = (512, 384, 256, 192, 128, 96, 64, 48, 32, 24, 16, 8, 4, 2, 1)
+
+
+@dataclass(slots=True)
+class _Captured:
+    """capacity: of order, own and shared items. logits: [bucket, vocabulary], written by each replay."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: Tensor
+    capacity: tuple[int, int, int]
+    logits: Tensor
+    lanes: Tensor
+
+
+class DecodeGraphs:
+    """Graphs of the decoder for up to 512 decoding rows; larger steps are long enough to hide their launches."""
+
+    def __init__(self, decoder: DeviceDecoder, pool: DevicePool, device: Device) -> None:
+        self._decoder = decoder
+        self._pool = pool
+        self._device = device
+        self._captured: dict[int, _Captured] = {}
+        self._buckets: tuple[int, ...] = ()
+
+    @torch.inference_mode()
+    def capture(self, most_rows: int) -> None:
+        """Capture every bucket that ``most_rows`` rows may need."""
+        largest = min((b for b in BUCKETS if b >= most_rows), default=BUCKETS[0])
+        self._buckets = tuple(bucket for bucket in BUCKETS if bucket <= largest)
+        self._decoder.reserve_parts(self._buckets[0] * MOST_PARTS)
+        memory = torch.cuda.graph_pool_handle()
+        staging = Staging(1 << 16, self._decoder.device)
+        for bucket in self._buckets:
+            self._captured[bucket] = self._capture(bucket, staging, memory)
+
+    def run(
+        self,
+        step: HostStep,
+        layout: Layout,
+        updates: tuple[Ints, Ints],
+        staging: Staging,
+        write_pages: Callable[[Tensor, Tensor], None],
+    ) -> tuple[Tensor, Tensor] | None:
+        """Logits of the step's rows and their lanes, or None if no graph holds it."""
+        rows = step.decodes
+        bucket = min((b for b in self._buckets if b >= rows), default=0)
+        if not bucket:
+            return None
+        captured = self._captured[bucket]
+        found = (len(layout.order), len(layout.own), len(layout.shared))
+        if any(have > most for have, most in zip(found, captured.capacity, strict=True)):
+            return None
+        if len(updates[0]):
+            views = staging.upload({"at": updates[0], "page": updates[1]})
+            write_pages(views["at"], views["page"])
+        staging.upload(self._arrays(bucket, step, layout), into=captured.inputs)
+        captured.graph.replay()
+        return captured.logits[:rows], captured.lanes[:rows].long()
+
+    def _capture(self, bucket: int, staging: Staging, memory: object) -> _Captured:
+        arrays = self._arrays(bucket, None, None)
+        inputs = torch.empty(packed_size(a.size for a in arrays.values()), dtype=torch.int32, device=self._decoder.device)
+        views = staging.upload(arrays, into=inputs)
+
+        def forward() -> Tensor:
+            step = DeviceStep(
+                tokens=self._pool.last_tokens.index_select(0, views["lanes"]),
+                positions=views["positions"],
+                lanes=views["lanes"],
+                order=views["order"],
+                own=views["own"],
+                shared=views["shared"],
+                long=views["shared"][:0],
+                parts=views["parts"],
+                most_parts=MOST_PARTS,
+                last=None,
+            )
+            return self._decoder.forward(step, self._pool)
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            forward()  # compiles kernels and picks cuBLAS algorithms: neither may happen while capturing
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
+            logits = forward()
+        return _Captured(graph, inputs, self._capacity(bucket), logits, views["lanes"])
+
+    def _capacity(self, bucket: int) -> tuple[int, int, int]:
+        """Entries of order, own and shared items that the graph's buffers hold."""
+        fill = self._device.programs // self._device.kv_heads
+        tiles = bucket * self._device.group // self._device.shared_tile
+        return 4 * bucket, max(bucket, fill), bucket // 8 + tiles + fill + 8
+
+    def _arrays(self, bucket: int, step: HostStep | None, layout: Layout | None) -> dict[str, Ints]:
+        """The graph's inputs, padded; without a step, all padding."""
+        orders, owns, shareds = self._capacity(bucket)
+
+        def padded(values: Ints | None, length: int, fill: int) -> Ints:
+            whole = np.full(length, fill, np.int32)
+            if values is not None:
+                whole[: len(values)] = values
+            return whole
+
+        def items(values: Ints | None, length: int) -> Ints:
+            whole = np.zeros((length, FIELDS), np.int32)
+            if values is not None:
+                whole[: len(values)] = values
+            return whole
+
+        return {
+            "lanes": padded(step and step.lanes, bucket, self._pool.scratch_lane),
+            "positions": padded(step and step.positions, bucket, 0),
+            "order": padded(layout and layout.order, orders, 0),
+            "own": items(layout and layout.own, owns),
+            "shared": items(layout and layout.shared, shareds),
+            "parts": padded(layout and layout.parts, bucket, 1),
+        }

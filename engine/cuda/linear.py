@@ -1,0 +1,58 @@
+"""Matrix products of the GPU decoder: cuBLAS in the model's dtype, or FP8 (e4m3) with per-token, per-channel scales."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Linear(Protocol):
+    """y = x W^T + b. x: [tokens, in]."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class DenseLinear:
+    """torch's own product: cuBLAS, which no kernel of ours beats."""
+
+    __slots__ = ("bias", "weight")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight = weight
+        self.bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Fp8Linear:
+    """W8A8 in e4m3: weights with a scale per output channel, activations with one per token, found as they come."""
+
+    __slots__ = ("bias", "dtype", "scale", "weight")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        from spark_llm.kernels.quantize import quantize_channels_reference
+
+        quantized, scale = quantize_channels_reference(weight)
+        self.weight = quantized.t()  # scaled_mm takes its second operand column-major
+        self.scale = scale.view(1, -1)
+        self.bias = bias
+        self.dtype = weight.dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        from spark_llm.kernels.quantize import quantize_fp8
+
+        x8, scale = quantize_fp8(x)
+        product: Tensor = torch._scaled_mm(
+            x8, self.weight, scale_a=scale.view(-1, 1), scale_b=self.scale, bias=self.bias, out_dtype=self.dtype,
+            use_fast_accum=True,
+        )  # fmt: skip
+        return product
+
+
+def make_linear(weight: Tensor, bias: Tensor | None, quantization: str) -> Linear:
+    """A layer's product; quantization: ``""`` or ``"fp8"``."""
+    return Fp8Linear(weight, bias) if quantization == "fp8" else DenseLinear(weight, bias)

@@ -1,0 +1,106 @@
+"""Brings a model onto a GPU and sizes everything around it: K/V pool, lanes, workspaces, graphs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from spark_llm.engine.config import EngineSpec
+from spark_llm.engine.cuda.attention_plan import Device
+from spark_llm.engine.cuda.decoder import DeviceDecoder
+from spark_llm.engine.cuda.memory import pool_pages
+from spark_llm.engine.cuda.pool import DevicePool
+from spark_llm.engine.cuda.runner import DeviceRunner
+from spark_llm.engine.cuda.weights import DeviceWeights
+from spark_llm.engine.model.config import ModelConfig
+
+log = logging.getLogger(__name__)
+
+BATCH_TOKENS = 8192  # of a step: products this tall run at full speed, and a step of a small model hides its launches
+ROWS = 4096  # that run at a time
+_TABLE_ENTRIES = 1 << 28  # of the page table: 1 GiB
+
+
+def load_runner(
+    spec: EngineSpec,
+    config: ModelConfig,
+    weights: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    graphs: bool = True,
+) -> DeviceRunner:
+    """The model on ``device``, ready to run. LLM_NO_MEMORY."""
+    begun = time.monotonic()
+    torch.cuda.set_device(device)
+    held = DeviceWeights(config, weights, dtype, device, spec.quantization)
+    context_length = spec.context_length or config.context_length
+    layout = layout_for(config, device, page_size=spec.page_size, cascade=not spec.deterministic)
+    tiles = (layout.own_tile, layout.shared_tile, layout.long_tile)
+    decoder = DeviceDecoder(
+        config, held, context_length=context_length, dtype=dtype, device=device, tiles=tiles
+    )
+    batch_tokens, lanes = batch_limit(spec), lane_limit(spec, context_length)
+    step_bytes = _largest_step(decoder, layout, spec, context_length, batch_tokens, lanes)
+    pages = pool_pages(spec, config, dtype, device, step_bytes)
+    pool = DevicePool(
+        config, pages=pages, page_size=spec.page_size, lanes=lanes, context_length=context_length,
+        dtype=dtype, device=device,
+    )  # fmt: skip
+    runner = DeviceRunner(decoder, pool, layout, graphs=graphs)
+    runner.prepare()
+    log.info(
+        "model %s on %s: %s, K/V pool of %d pages x %d tokens, %d lanes, loaded in %.1f s",
+        config.name, torch.cuda.get_device_name(device), dtype, pages, spec.page_size, lanes, time.monotonic() - begun,
+    )  # fmt: skip
+    return runner
+
+
+def layout_for(config: ModelConfig, device: torch.device, *, page_size: int, cascade: bool) -> Device:
+    """What attention layouts depend on."""
+    group = config.num_heads // config.num_kv_heads
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    return Device(
+        group=group,
+        kv_heads=config.num_kv_heads,
+        page_size=page_size,
+        multiprocessors=processors,
+        own_tile=max(16, 1 << (group - 1).bit_length()),
+        cascade=cascade,
+        splits=cascade,
+    )
+
+
+def batch_limit(spec: EngineSpec) -> int:
+    """Tokens of a step."""
+    return spec.max_batch_tokens or BATCH_TOKENS
+
+
+def lane_limit(spec: EngineSpec, context_length: int) -> int:
+    """Rows that run at a time: what the page table has room for."""
+    width = -(-context_length // spec.page_size)
+    return min(spec.max_running_rows or ROWS, max(256, _TABLE_ENTRIES // width))
+
+
+def _largest_step(
+    decoder: DeviceDecoder, layout: Device, spec: EngineSpec, context_length: int, batch_tokens: int, lanes: int
+) -> int:
+    """Bytes that the largest step takes beside weights and pool, by running one."""
+    pool = DevicePool(
+        decoder.config, pages=1, page_size=spec.page_size, lanes=1, context_length=context_length,
+        dtype=decoder.dtype, device=decoder.device,
+    )  # fmt: skip
+    torch.cuda.synchronize(decoder.device)
+    torch.cuda.reset_peak_memory_stats(decoder.device)
+    before = torch.cuda.memory_allocated(decoder.device)
+    decoder.reserve_parts(4 * min(lanes, batch_tokens))
+    DeviceRunner(decoder, pool, layout, graphs=False).profile(batch_tokens, min(lanes, batch_tokens))
+    torch.cuda.synchronize(decoder.device)
+    peak = torch.cuda.max_memory_allocated(decoder.device) - before
+    torch.cuda.empty_cache()
+    table = (lanes + 1) * -(-context_length // spec.page_size) * 4
+    return peak + table

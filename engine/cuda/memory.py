@@ -1,0 +1,33 @@
+"""How much of the GPU the K/V pool may take: what is left after the weights and the largest step."""
+
+from __future__ import annotations
+
+import torch
+
+from spark_llm.engine.config import EngineSpec
+from spark_llm.engine.cuda.pool import DevicePool
+from spark_llm.engine.model.config import ModelConfig
+from spark_llm.errors import LlmError
+
+_SHARE = 0.92  # of the device's memory that the engine may use in all; the rest is for libraries and fragmentation
+
+
+def pool_pages(spec: EngineSpec, config: ModelConfig, dtype: torch.dtype, device: torch.device, step_bytes: int) -> int:
+    """Pages of the K/V pool. step_bytes: what the largest step needs beside the weights, by a run of it.
+
+    LLM_NO_MEMORY if not one page fits or the memory is not there.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    available = int(free - (1 - _SHARE) * total - step_bytes)
+    page = DevicePool.bytes_per_token(config, dtype) * spec.page_size
+    wanted = spec.kv_cache_memory or available
+    if wanted > available or wanted < page:
+        raise LlmError(
+            "LLM_NO_MEMORY",
+            needed=f"{max(wanted, page) / 2**20:,.1f} MiB",
+            purpose=f"its K/V cache on {torch.cuda.get_device_name(device)}",
+            available=f"{max(0, min(available, wanted)) / 2**20:,.1f} MiB",
+            setting="spark.llm.engine.kvCacheMemory" if wanted > available else "spark.llm.engine.pageSize",
+        )
+    return wanted // page

@@ -1,0 +1,145 @@
+"""Runs planned steps on a GPU: launches without waiting, so that the host plans the next step meanwhile."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from spark_llm.engine.cuda.attention_plan import FIELDS, Device, Layout, lay_out
+from spark_llm.engine.cuda.decoder import DeviceDecoder, DeviceStep
+from spark_llm.engine.cuda.graphs import DecodeGraphs
+from spark_llm.engine.cuda.inputs import Ints, Staging
+from spark_llm.engine.cuda.pool import DevicePool
+from spark_llm.engine.cuda.sampler import Sampler
+from spark_llm.engine.cuda.step import HostStep, PageTable, lay_flat
+from spark_llm.engine.scheduling.plan import StepPlan
+
+_STAGING = 1 << 18  # int32 of inputs at first; grows to what steps need
+
+
+class DevicePending:
+    """Tokens on their way back to the host. order: where the plan's n-th answer is among them."""
+
+    def __init__(self, tokens: Tensor, event: torch.cuda.Event | None, order: npt.NDArray[np.int64]) -> None:
+        self._tokens = tokens
+        self._event = event
+        self._order = order
+
+    def tokens(self) -> npt.NDArray[np.int32]:
+        """Waits; one token for each row that samples, in the plan's order."""
+        if self._event is not None:
+            self._event.synchronize()
+        tokens: npt.NDArray[np.int32] = self._tokens.numpy()[self._order]
+        return tokens
+
+
+class DeviceRunner:
+    """A decoder, its pool and what the host knows of them. Not thread-safe.
+
+    graphs False: every step is launched kernel by kernel.
+    """
+
+    depth = 2
+
+    def __init__(self, decoder: DeviceDecoder, pool: DevicePool, layout: Device, *, graphs: bool = True) -> None:
+        self.decoder = decoder
+        self.pool = pool
+        self.layout = layout
+        self._table = PageTable(pool.lanes + 1, pool.width)
+        self._staging = Staging(_STAGING, decoder.device)
+        self._sampler = Sampler(decoder.device)
+        cuda = decoder.device.type == "cuda"
+        self._cuda = cuda
+        self._graphs = DecodeGraphs(decoder, pool, layout) if graphs and cuda else None
+
+    def prepare(self) -> None:
+        """Captures the graphs."""
+        if self._graphs is not None:
+            self._graphs.capture(self.pool.lanes)
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> DevicePending:
+        """Start a step; returns before it has run. RuntimeError (out of memory, say): nothing of it will count."""
+        step = lay_flat(plan, self._table, self.layout)
+        updates = self._table.take_updates(plan.page_updates)
+        layout = lay_out(step.members, step.long_rows, self._table.pages, self.layout)
+        logits, lanes = self._forward(step, layout, updates)
+        tokens = self._sampler.sample(logits, step.sampling)
+        self.pool.last_tokens.index_copy_(0, lanes, tokens)
+        return self._bring_back(tokens, step.answer_order)
+
+    def _forward(self, step: HostStep, layout: Layout, updates: tuple[Ints, Ints]) -> tuple[Tensor, Tensor]:
+        """Logits of the rows that sample, and their lanes (int64), on the device."""
+        if self._graphs is not None and step.only_decodes:
+            found = self._graphs.run(step, layout, updates, self._staging, self._write_pages)
+            if found is not None:
+                return found
+        gathers = len(step.last) < len(step.tokens)
+        arrays = {
+            "tokens": step.tokens,
+            "positions": step.positions,
+            "lanes": step.lanes,
+            "order": layout.order,
+            "own": layout.own,
+            "shared": layout.shared,
+            "long": layout.long,
+            "parts": layout.parts,
+            "last": step.last,
+            "sample_lanes": step.lanes[step.last],
+            "update_at": updates[0],
+            "update_page": updates[1],
+        }
+        views = self._staging.upload(arrays)
+        self._write_pages(views["update_at"], views["update_page"])
+        decodes = step.decodes
+        if decodes:
+            views["tokens"][:decodes] = self.pool.last_tokens.index_select(0, views["lanes"][:decodes])
+        merges = layout.most_parts > 1
+        if merges:
+            self.decoder.reserve_parts(layout.most_parts * len(layout.parts))
+        logits = self.decoder.forward(
+            DeviceStep(
+                tokens=views["tokens"],
+                positions=views["positions"],
+                lanes=views["lanes"],
+                order=views["order"],
+                own=views["own"],
+                shared=views["shared"],
+                long=views["long"],
+                parts=views["parts"] if merges else None,
+                most_parts=layout.most_parts,
+                last=views["last"] if gathers else None,
+            ),
+            self.pool,
+        )
+        return logits, views["sample_lanes"].long()
+
+    def _write_pages(self, at: Tensor, page: Tensor) -> None:
+        if len(at):
+            self.pool.table.view(-1).index_copy_(0, at.long(), page)
+
+    def _bring_back(self, tokens: Tensor, order: npt.NDArray[np.int64]) -> DevicePending:
+        host = torch.empty(len(tokens), dtype=torch.int32, pin_memory=self._cuda)
+        host.copy_(tokens, non_blocking=True)
+        event = None
+        if self._cuda:
+            event = torch.cuda.Event()
+            event.record()
+        return DevicePending(host, event, order)
+
+    def profile(self, tokens: int, samples: int) -> None:
+        """Runs a step of the largest size over the padding's page, so that the peak of memory is known."""
+        scratch = self.pool.scratch_lane
+        lanes = np.full(tokens, scratch, np.int32)
+        zeros = np.zeros(tokens, np.int32)
+        none = np.empty((0, FIELDS), np.int32)
+        last = np.arange(samples, dtype=np.int32)
+        views = self._staging.upload({"zeros": zeros, "lanes": lanes, "none": none, "last": last})
+        step = DeviceStep(
+            tokens=views["zeros"], positions=views["zeros"], lanes=views["lanes"], order=views["zeros"],
+            own=views["none"], shared=views["none"], long=views["none"], parts=None, most_parts=1,
+            last=views["last"] if samples < tokens else None,
+        )  # fmt: skip
+        self._sampler.sample(self.decoder.forward(step, self.pool), None)

@@ -1,0 +1,143 @@
+"""A plan laid flat for the device: decoding rows first, then short prompt rests, then long chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from spark_llm.engine.cuda.attention_plan import Device, Members
+from spark_llm.engine.cuda.inputs import Ints
+from spark_llm.engine.cuda.sampler import Sampling, sampling_of
+from spark_llm.engine.scheduling.plan import StepPlan
+from spark_llm.engine.scheduling.row import Row, Scheduled
+
+_LEVELS = 4  # of shared prefixes that are told apart
+_REFRESHED = 256  # decoding rows a step whose prefixes are looked up anew: rows that joined since may share them
+
+
+@dataclass(slots=True)
+class HostStep:
+    """T tokens: those of ``decodes`` decoding rows, whose ids only the device knows, of other members, of long chunks.
+
+    last: the tokens that sample. answer_order: where the plan's n-th sampling row is among ``last``.
+    """
+
+    tokens: Ints
+    positions: Ints
+    lanes: Ints
+    members: Members
+    long_rows: npt.NDArray[np.int64]
+    decodes: int
+    last: Ints
+    answer_order: npt.NDArray[np.int64]
+    sampling: Sampling | None
+
+    @property
+    def only_decodes(self) -> bool:
+        """Whether all rows decode: such a step may replay a graph."""
+        return self.decodes == len(self.tokens)
+
+
+class PageTable:
+    """The host's copy of the device's page table, and where each lane's shared prefixes end."""
+
+    def __init__(self, lanes: int, width: int) -> None:
+        self.pages = np.zeros((lanes, width), np.int32)
+        self.ends = np.zeros((lanes, _LEVELS), np.int64)
+        self._width = width
+        self._known: npt.NDArray[np.int64] = np.full(lanes, -1)  # the row's sequence whose ends these are
+        self._turn = 0
+
+    def take_updates(self, updates: Iterable[tuple[int, int, Ints]]) -> tuple[Ints, Ints]:
+        """Takes note of (lane, first index, pages) and returns them flat: indices into the table, pages."""
+        at, pages = [], []
+        for lane, first, new in updates:
+            self.pages[lane, first : first + len(new)] = new
+            begin = lane * self._width + first
+            at.append(np.arange(begin, begin + len(new), dtype=np.int32))
+            pages.append(new)
+        if not at:
+            none = np.empty(0, np.int32)
+            return none, none
+        return np.concatenate(at), np.concatenate(pages).astype(np.int32, copy=False)
+
+    def ends_of(self, lanes: Ints, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
+        """Where shared prefixes end, of decoding rows: looked up when a row begins to decode, and now and then."""
+        sequences = np.fromiter((row.sequence for row in rows), np.int64, len(rows))
+        stale = self._known[lanes] != sequences
+        self._turn = (self._turn + _REFRESHED) % max(1, len(rows))
+        stale[self._turn : self._turn + _REFRESHED] = True
+        for at in np.flatnonzero(stale).tolist():
+            lane = lanes[at]
+            self.ends[lane] = shared_ends(rows[at], rows[at].num_prompt)
+        self._known[lanes] = sequences
+        return self.ends[lanes]
+
+
+def shared_ends(row: Row, start: int) -> npt.NDArray[np.int64]:
+    """Where the prefixes end that other running rows stand on too, up to ``start``; shallowest first, then 0."""
+    found: list[int] = []
+    node = row.node
+    locks = 1
+    while node is not None and node.parent is not None:
+        if node.locks > locks and node.end <= start:
+            locks = node.locks
+            found.append(node.end)
+        node = node.parent
+    ends = np.zeros(_LEVELS, np.int64)
+    kept = found[:_LEVELS][::-1]
+    ends[: len(kept)] = kept
+    return ends
+
+
+def lay_flat(plan: StepPlan, table: PageTable, device: Device) -> HostStep:
+    """The step's tokens in the device's order."""
+    decodes = len(plan.decode)
+    short = [s for s in plan.rows if s.count * device.group <= device.shared_tile // 2]
+    long = [s for s in plan.rows if s.count * device.group > device.shared_tile // 2]
+    prompts = short + long
+    counts = np.fromiter((s.count for s in prompts), np.int64, len(prompts))
+    first = decodes + np.cumsum(counts) - counts
+    starts = np.fromiter((s.start for s in prompts), np.int64, len(prompts))
+    lanes = np.fromiter((s.row.lane for s in prompts), np.int64, len(prompts))
+    decode_lanes = plan.decode.astype(np.int64)
+    positions = np.repeat(starts - first, counts) + np.arange(decodes, decodes + int(counts.sum()))
+    n = len(short)
+    ends = np.zeros((decodes + n, _LEVELS), np.int64)
+    if decodes:
+        ends[:decodes] = table.ends_of(plan.decode, plan.decode_rows)
+    for i, scheduled in enumerate(short):
+        ends[decodes + i] = shared_ends(scheduled.row, scheduled.start)
+    members = Members(
+        lane=np.concatenate((decode_lanes, lanes[:n])),
+        first=np.concatenate((np.arange(decodes), first[:n])),
+        count=np.concatenate((np.ones(decodes, np.int64), counts[:n])),
+        start=np.concatenate((plan.decode_positions.astype(np.int64), starts[:n])),
+        ends=ends,
+    )
+    tokens = [np.zeros(decodes, np.int32), *(s.row.tokens[s.start : s.start + s.count] for s in prompts)]
+    samples = np.fromiter((s.samples for s in prompts), bool, len(prompts))
+    last = np.concatenate((np.arange(decodes), (first + counts - 1)[samples])).astype(np.int32)
+    last_positions = np.concatenate((plan.decode_positions, (starts + counts - 1)[samples])).astype(np.int64)
+    return HostStep(
+        tokens=np.concatenate(tokens),
+        positions=np.concatenate((plan.decode_positions, positions)).astype(np.int32),
+        lanes=np.concatenate((decode_lanes, np.repeat(lanes, counts))).astype(np.int32),
+        members=members,
+        long_rows=np.stack((first[n:], counts[n:], lanes[n:], starts[n:]), axis=1),
+        decodes=decodes,
+        last=last,
+        answer_order=_answer_order(plan, prompts, samples, decodes),
+        sampling=sampling_of([*plan.decode_rows, *(s.row for s in prompts if s.samples)], last_positions),
+    )
+
+
+def _answer_order(
+    plan: StepPlan, prompts: Sequence[Scheduled], samples: npt.NDArray[np.bool_], decodes: int
+) -> npt.NDArray[np.int64]:
+    """The plan's answers: first plan.rows that sample, in their order, then plan.decode."""
+    place = {id(s): decodes + i for i, s in enumerate(s for s, wanted in zip(prompts, samples, strict=True) if wanted)}
+    return np.array([*(place[id(s)] for s in plan.rows if s.samples), *range(decodes)], np.int64)
