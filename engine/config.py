@@ -25,7 +25,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     context_length: most tokens of prompt + answer; 0 is the model's own.
     threads: CPU threads of the forward pass; 0 is every core that this process may use.
     device: ``auto`` takes the GPU that CUDA shows first, if any; ``cpu``, ``cuda`` or ``cuda:N`` is taken as it is.
-    quantization: ``fp8`` multiplies the layers' matrices in e4m3 on a GPU that can; empty is the dtype itself.
+    quantization: ``fp8`` multiplies the layers' matrices in e4m3, on a GPU that can.
     deterministic: answers do not depend on what else runs, bit by bit; slower.
     idle_timeout: seconds without a stream after which the engine ends; 0 is never.
     """
@@ -39,7 +39,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     context_length: int = 0
     threads: int = 0
     device: str = "auto"
-    quantization: Literal["", "fp8"] = ""
+    quantization: Literal["none", "fp8"] = "none"
     deterministic: bool = False
     idle_timeout: float = 300.0
     check_invariants: bool = False

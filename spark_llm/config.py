@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from spark_llm.config_kinds import BOOLEAN, SIZE, TEXT, TIME, Entry, choice, integer, key
+from spark_llm.config_kinds import BOOLEAN, DEVICE, SIZE, TEXT, TIME, Entry, choice, integer, key
 from spark_llm.config_optimizer import OptimizerConf
 from spark_llm.config_spending import SpendingConf
 from spark_llm.cores import executor_cores, usable_cores
@@ -95,9 +95,9 @@ class LlmConf(OptimizerConf, SpendingConf):
     )
     max_running_rows: int = key(
         "engine.maxRunningRows",
-        integer(1),
-        "256",
-        "Most rows that an engine works on at a time.",
+        integer(0),
+        "0",
+        "Most rows that an engine works on at a time; 0 lets the engine choose (256 on a CPU, 4096 on a GPU).",
     )
     page_size: int = key(
         "engine.pageSize",
@@ -116,6 +116,27 @@ class LlmConf(OptimizerConf, SpendingConf):
         integer(0),
         "0",
         "CPU threads of one engine; 0 takes as many as the executor has cores.",
+    )
+    device: str = key(
+        "engine.device",
+        DEVICE,
+        "auto",
+        "Where an engine computes: `cpu`, `cuda`, or `cuda:1` for the second GPU. `auto` takes the GPU that Spark "
+        "gave the task (`spark.task.resource.gpu.amount`), else the first one, else the CPU.",
+    )
+    quantization: str = key(
+        "engine.quantization",
+        choice("none", "fp8"),
+        "none",
+        "`fp8` multiplies the layers' matrices in 8 bits (e4m3) on GPUs from Ada and Hopper on: faster, and answers "
+        "may differ.",
+    )
+    deterministic: bool = key(
+        "engine.deterministic",
+        BOOLEAN,
+        "false",
+        "Compute shared prefixes and splits of the keys in one fixed way, so that an answer depends less on what else "
+        "runs.",
     )
     idle_timeout: float = key(
         "engine.idleTimeout",
@@ -169,6 +190,9 @@ class LlmConf(OptimizerConf, SpendingConf):
             page_size=self.page_size,
             context_length=self.context_length,
             threads=self.threads or max(1, min(self.task_cores or usable_cores(), usable_cores())),
+            device=self.device,
+            quantization=self.quantization,  # type: ignore[arg-type]
+            deterministic=self.deterministic,
             idle_timeout=self.idle_timeout,
             check_invariants=self.check_invariants,
         )
@@ -200,7 +224,11 @@ def from_task() -> LlmConf:
         raise RuntimeError("from_task() outside of a Spark task")
     keys = [*entries(), "spark.master", "spark.executor.cores"]
     found = {key: context.getLocalProperty(key) for key in keys}
-    return LlmConf.parse({key: text for key, text in found.items() if text is not None})
+    conf = LlmConf.parse({key: text for key, text in found.items() if text is not None})
+    gpus = context.resources().get("gpu")
+    if conf.device != "auto" or gpus is None or not gpus.addresses:
+        return conf
+    return dataclasses.replace(conf, device=f"cuda:{gpus.addresses[0]}")
 
 
 def option_settings(options: Mapping[str, Any]) -> dict[str, str]:

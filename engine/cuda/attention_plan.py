@@ -1,8 +1,8 @@
 """Lays a step's attention out as work items: which queries read which keys, and where partial results go.
 
 Rows with few new tokens (decoding, or a few prompt tokens) that stand on one prefix read it once for all of them
-(cascade attention to any depth of the radix tree; FlashInfer, arXiv 2501.01005, section 3); what is left of each row, and
-long prompt chunks, are items of their own. Numpy only: no loop over rows, no torch.
+(cascade attention to any depth of the radix tree; FlashInfer, arXiv 2501.01005, section 3); what is left of each row,
+and long prompt chunks, are items of their own. Numpy only: no loop over rows, no torch.
 """
 
 from __future__ import annotations

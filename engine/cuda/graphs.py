@@ -1,13 +1,14 @@
 """CUDA graphs of decode steps: a whole forward pass in one launch, for steps whose rows all decode.
 
-Rows are padded to a bucket; work items lie in buffers of fixed size, whose rest is empty items, so that one graph serves
-any tree of shared prefixes. Buckets are captured from large to small in one memory pool.
+Rows are padded to a bucket; work items lie in buffers of fixed size, whose rest is empty items, so that one graph
+serves any tree of shared prefixes. Buckets are captured from large to small in one memory pool.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,9 +79,11 @@ class DecodeGraphs:
         captured.graph.replay()
         return captured.logits[:rows], captured.lanes[:rows].long()
 
-    def _capture(self, bucket: int, staging: Staging, memory: object) -> _Captured:
+    def _capture(self, bucket: int, staging: Staging, memory: Any) -> _Captured:
         arrays = self._arrays(bucket, None, None)
-        inputs = torch.empty(packed_size(a.size for a in arrays.values()), dtype=torch.int32, device=self._decoder.device)
+        inputs = torch.empty(
+            packed_size(a.size for a in arrays.values()), dtype=torch.int32, device=self._decoder.device
+        )
         views = staging.upload(arrays, into=inputs)
 
         def forward() -> Tensor:
@@ -98,7 +101,7 @@ class DecodeGraphs:
             )
             return self._decoder.forward(step, self._pool)
 
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             forward()  # compiles kernels and picks cuBLAS algorithms: neither may happen while capturing
@@ -131,11 +134,16 @@ class DecodeGraphs:
                 whole[: len(values)] = values
             return whole
 
+        if step is None or layout is None:
+            lanes = positions = order = parts = own = shared = None
+        else:
+            lanes, positions = step.lanes, step.positions
+            order, parts, own, shared = layout.order, layout.parts, layout.own, layout.shared
         return {
-            "lanes": padded(step and step.lanes, bucket, self._pool.scratch_lane),
-            "positions": padded(step and step.positions, bucket, 0),
-            "order": padded(layout and layout.order, orders, 0),
-            "own": items(layout and layout.own, owns),
-            "shared": items(layout and layout.shared, shareds),
-            "parts": padded(layout and layout.parts, bucket, 1),
+            "lanes": padded(lanes, bucket, self._pool.scratch_lane),
+            "positions": padded(positions, bucket, 0),
+            "order": padded(order, orders, 0),
+            "own": items(own, owns),
+            "shared": items(shared, shareds),
+            "parts": padded(parts, bucket, 1),
         }

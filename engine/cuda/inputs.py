@@ -52,7 +52,7 @@ class Staging:
         target = self._on_device[slot] if into is None else into
         target[:size].copy_(self._host[slot][:size], non_blocking=True)
         if self._cuda:
-            event = self._copied[slot] = event or torch.cuda.Event()
+            event = self._copied[slot] = event or torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         return {
             name: target[start : start + int(np.prod(shape))].view(shape) for name, (start, shape) in places.items()

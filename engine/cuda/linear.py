@@ -54,5 +54,5 @@ class Fp8Linear:
 
 
 def make_linear(weight: Tensor, bias: Tensor | None, quantization: str) -> Linear:
-    """A layer's product; quantization: ``""`` or ``"fp8"``."""
+    """A layer's product; quantization: ``none`` or ``fp8``."""
     return Fp8Linear(weight, bias) if quantization == "fp8" else DenseLinear(weight, bias)

@@ -13,7 +13,7 @@ from spark_llm.engine.cuda.graphs import DecodeGraphs
 from spark_llm.engine.cuda.inputs import Ints, Staging
 from spark_llm.engine.cuda.pool import DevicePool
 from spark_llm.engine.cuda.sampler import Sampler
-from spark_llm.engine.cuda.step import HostStep, PageTable, lay_flat
+from spark_llm.engine.cuda.step import HostStep, SharedPrefixes, flat_updates, lay_flat
 from spark_llm.engine.scheduling.plan import StepPlan
 
 _STAGING = 1 << 18  # int32 of inputs at first; grows to what steps need
@@ -47,7 +47,7 @@ class DeviceRunner:
         self.decoder = decoder
         self.pool = pool
         self.layout = layout
-        self._table = PageTable(pool.lanes + 1, pool.width)
+        self._prefixes = SharedPrefixes(pool.lanes)
         self._staging = Staging(_STAGING, decoder.device)
         self._sampler = Sampler(decoder.device)
         cuda = decoder.device.type == "cuda"
@@ -62,9 +62,9 @@ class DeviceRunner:
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> DevicePending:
         """Start a step; returns before it has run. RuntimeError (out of memory, say): nothing of it will count."""
-        step = lay_flat(plan, self._table, self.layout)
-        updates = self._table.take_updates(plan.page_updates)
-        layout = lay_out(step.members, step.long_rows, self._table.pages, self.layout)
+        step = lay_flat(plan, self._prefixes, self.layout)
+        updates = flat_updates(plan.page_updates, self.pool.width)
+        layout = lay_out(step.members, step.long_rows, plan.lanes.table, self.layout)
         logits, lanes = self._forward(step, layout, updates)
         tokens = self._sampler.sample(logits, step.sampling)
         self.pool.last_tokens.index_copy_(0, lanes, tokens)
@@ -125,7 +125,7 @@ class DeviceRunner:
         host.copy_(tokens, non_blocking=True)
         event = None
         if self._cuda:
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         return DevicePending(host, event, order)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from spark_llm.engine.cuda.attention_plan import Device, Members
 from spark_llm.engine.cuda.inputs import Ints
 from spark_llm.engine.cuda.sampler import Sampling, sampling_of
+from spark_llm.engine.scheduling.lanes import Lanes, PageUpdates
 from spark_llm.engine.scheduling.plan import StepPlan
 from spark_llm.engine.scheduling.row import Row, Scheduled
 
@@ -41,40 +42,35 @@ class HostStep:
         return self.decodes == len(self.tokens)
 
 
-class PageTable:
-    """The host's copy of the device's page table, and where each lane's shared prefixes end."""
+class SharedPrefixes:
+    """Where the shared prefixes of decoding rows end, by lane: looked up when a row begins, and now and then."""
 
-    def __init__(self, lanes: int, width: int) -> None:
-        self.pages = np.zeros((lanes, width), np.int32)
-        self.ends = np.zeros((lanes, _LEVELS), np.int64)
-        self._width = width
-        self._known: npt.NDArray[np.int64] = np.full(lanes, -1)  # the row's sequence whose ends these are
+    def __init__(self, lanes: int) -> None:
+        self._ends = np.zeros((lanes, _LEVELS), np.int64)
+        self._known: npt.NDArray[np.int64] = np.full(lanes, -1)  # generation of the lane whose ends these are
         self._turn = 0
 
-    def take_updates(self, updates: Iterable[tuple[int, int, Ints]]) -> tuple[Ints, Ints]:
-        """Takes note of (lane, first index, pages) and returns them flat: indices into the table, pages."""
-        at, pages = [], []
-        for lane, first, new in updates:
-            self.pages[lane, first : first + len(new)] = new
-            begin = lane * self._width + first
-            at.append(np.arange(begin, begin + len(new), dtype=np.int32))
-            pages.append(new)
-        if not at:
-            none = np.empty(0, np.int32)
-            return none, none
-        return np.concatenate(at), np.concatenate(pages).astype(np.int32, copy=False)
-
-    def ends_of(self, lanes: Ints, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
-        """Where shared prefixes end, of decoding rows: looked up when a row begins to decode, and now and then."""
-        sequences = np.fromiter((row.sequence for row in rows), np.int64, len(rows))
-        stale = self._known[lanes] != sequences
-        self._turn = (self._turn + _REFRESHED) % max(1, len(rows))
+    def of(self, lanes: Lanes, decode: Ints) -> npt.NDArray[np.int64]:
+        """int64 [rows, levels]; see Members.ends."""
+        generations = lanes.generation[decode]
+        stale = self._known[decode] != generations
+        self._turn = (self._turn + _REFRESHED) % max(1, len(decode))
         stale[self._turn : self._turn + _REFRESHED] = True
-        for at in np.flatnonzero(stale).tolist():
-            lane = lanes[at]
-            self.ends[lane] = shared_ends(rows[at], rows[at].num_prompt)
-        self._known[lanes] = sequences
-        return self.ends[lanes]
+        for lane in decode[stale].tolist():
+            row = lanes.rows[lane]
+            assert row is not None, "a planned lane has a row"
+            self._ends[lane] = shared_ends(row, row.num_prompt)
+        self._known[decode] = generations
+        return self._ends[decode]
+
+
+def flat_updates(updates: PageUpdates, width: int) -> tuple[Ints, Ints]:
+    """Indices into a flat page table of ``width`` columns, and the pages that belong there."""
+    counts = updates.counts.astype(np.int64)
+    ends = np.cumsum(counts)
+    offsets = updates.lanes.astype(np.int64) * width + updates.firsts - (ends - counts)
+    at = np.repeat(offsets, counts) + np.arange(len(updates.pages))
+    return at.astype(np.int32), updates.pages
 
 
 def shared_ends(row: Row, start: int) -> npt.NDArray[np.int64]:
@@ -93,7 +89,7 @@ def shared_ends(row: Row, start: int) -> npt.NDArray[np.int64]:
     return ends
 
 
-def lay_flat(plan: StepPlan, table: PageTable, device: Device) -> HostStep:
+def lay_flat(plan: StepPlan, prefixes: SharedPrefixes, device: Device) -> HostStep:
     """The step's tokens in the device's order."""
     decodes = len(plan.decode)
     short = [s for s in plan.rows if s.count * device.group <= device.shared_tile // 2]
@@ -102,36 +98,37 @@ def lay_flat(plan: StepPlan, table: PageTable, device: Device) -> HostStep:
     counts = np.fromiter((s.count for s in prompts), np.int64, len(prompts))
     first = decodes + np.cumsum(counts) - counts
     starts = np.fromiter((s.start for s in prompts), np.int64, len(prompts))
-    lanes = np.fromiter((s.row.lane for s in prompts), np.int64, len(prompts))
+    lanes = np.fromiter((s.lane for s in prompts), np.int64, len(prompts))
     decode_lanes = plan.decode.astype(np.int64)
     positions = np.repeat(starts - first, counts) + np.arange(decodes, decodes + int(counts.sum()))
     n = len(short)
     ends = np.zeros((decodes + n, _LEVELS), np.int64)
     if decodes:
-        ends[:decodes] = table.ends_of(plan.decode, plan.decode_rows)
+        ends[:decodes] = prefixes.of(plan.lanes, plan.decode)
     for i, scheduled in enumerate(short):
         ends[decodes + i] = shared_ends(scheduled.row, scheduled.start)
     members = Members(
         lane=np.concatenate((decode_lanes, lanes[:n])),
         first=np.concatenate((np.arange(decodes), first[:n])),
         count=np.concatenate((np.ones(decodes, np.int64), counts[:n])),
-        start=np.concatenate((plan.decode_positions.astype(np.int64), starts[:n])),
+        start=np.concatenate((plan.positions.astype(np.int64), starts[:n])),
         ends=ends,
     )
     tokens = [np.zeros(decodes, np.int32), *(s.row.tokens[s.start : s.start + s.count] for s in prompts)]
     samples = np.fromiter((s.samples for s in prompts), bool, len(prompts))
     last = np.concatenate((np.arange(decodes), (first + counts - 1)[samples])).astype(np.int32)
-    last_positions = np.concatenate((plan.decode_positions, (starts + counts - 1)[samples])).astype(np.int64)
+    rows = [*plan.lanes.rows_of(plan.decode), *(s.row for s in prompts if s.samples)]
+    last_positions = np.concatenate((plan.positions, (starts + counts - 1)[samples])).astype(np.int64)
     return HostStep(
         tokens=np.concatenate(tokens),
-        positions=np.concatenate((plan.decode_positions, positions)).astype(np.int32),
+        positions=np.concatenate((plan.positions, positions)).astype(np.int32),
         lanes=np.concatenate((decode_lanes, np.repeat(lanes, counts))).astype(np.int32),
         members=members,
         long_rows=np.stack((first[n:], counts[n:], lanes[n:], starts[n:]), axis=1),
         decodes=decodes,
         last=last,
         answer_order=_answer_order(plan, prompts, samples, decodes),
-        sampling=sampling_of([*plan.decode_rows, *(s.row for s in prompts if s.samples)], last_positions),
+        sampling=sampling_of(rows, last_positions),
     )
 
 

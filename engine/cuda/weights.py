@@ -47,7 +47,7 @@ class DeviceWeights:
         weights: Iterable[tuple[str, Tensor]],
         dtype: torch.dtype,
         device: torch.device,
-        quantization: str = "",
+        quantization: str = "none",
     ) -> None:
         layers: list[LayerWeights | None] = [None] * config.num_layers
         parts: dict[int, dict[str, Tensor]] = {}

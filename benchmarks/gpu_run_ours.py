@@ -1,0 +1,81 @@
+"""This project's engine core on the GPU benchmark's workloads; one JSON line a run. Started by gpu_engine.py."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from gpu_workload import WORKLOADS, in_order, write_model
+
+from spark_llm.engine.config import EngineSpec
+from spark_llm.engine.core import Engine
+from spark_llm.engine.loading import load_engine
+from spark_llm.engine.request import FinishReason, Request, SamplingParams
+
+
+def run(engine: Engine, prompts: list[object], out: int, reuse: bool) -> tuple[float, list[list[int]]]:
+    """Seconds from the first ``add`` to the last answer, and the answers."""
+    params = SamplingParams(max_tokens=out, ignore_eos=True)
+    answers: list[list[int]] = [[] for _ in prompts]
+    begun = time.perf_counter()
+    for row, prompt in enumerate(prompts):
+        engine.add(Request(row, prompt, params, reuse=reuse))  # type: ignore[arg-type]
+    while engine.has_work():
+        for completion in engine.step():
+            assert completion.finish_reason is FinishReason.LENGTH, completion
+            answers[completion.id] = completion.output
+    return time.perf_counter() - begun, answers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", default="1b")
+    parser.add_argument("--workloads", default="A,B")
+    parser.add_argument("--orders", default="sorted")
+    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--no-cache", action="store_true")
+    parser.add_argument("--quantization", default="none")
+    parser.add_argument("--batch-tokens", type=int, default=0)
+    parser.add_argument("--page-size", type=int, default=1)
+    parser.add_argument("--deterministic", action="store_true")
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/gpu_engine"))
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO)
+    wanted = [WORKLOADS[name] for name in arguments.workloads.split(",")]
+    longest = max(w.prompt + w.out for w in wanted)
+    begun = time.perf_counter()
+    spec = EngineSpec(
+        model=f"dummy:{write_model(arguments.shape, arguments.folder)}",
+        device="cuda",
+        dtype="bfloat16",
+        context_length=-(-longest // 64) * 64 + 64,
+        quantization=arguments.quantization,
+        max_batch_tokens=arguments.batch_tokens,
+        page_size=arguments.page_size,
+        deterministic=arguments.deterministic,
+    )
+    engine = load_engine(spec, text=False)
+    name = "ours" + ("-fp8" if arguments.quantization == "fp8" else "") + ("-no-cache" if arguments.no_cache else "")
+    name += "-deterministic" if arguments.deterministic else ""
+    print(json.dumps({"engine": name, "load": time.perf_counter() - begun}), flush=True)
+    run(engine, WORKLOADS["A"].prompts(seed=99)[:256], 8, reuse=True)
+    for workload in wanted:
+        prompts = workload.prompts()
+        for _ in range(arguments.repeat):
+            for order in arguments.orders.split(","):
+                engine.scheduler.cache.clear()
+                before = asdict(engine.stats())
+                seconds, answers = run(engine, in_order(prompts, order), workload.out, not arguments.no_cache)
+                assert all(len(answer) == workload.out for answer in answers)
+                after = asdict(engine.stats())
+                delta = {key: after[key] - before[key] for key in after if isinstance(after[key], int | float)}
+                entry = {"engine": name, "workload": workload.name, "order": order, "seconds": seconds}
+                print(json.dumps(entry | {"cached": delta["cached_tokens"], "stats": delta}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
