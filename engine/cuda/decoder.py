@@ -100,7 +100,7 @@ class DeviceDecoder:
             silu_and_mul(gate_up, inner)
             following = self.weights.norm if index == last else layers[index + 1].input_norm
             add_rms_norm(layer.down(inner), residual, following, eps, normed)
-        return F.linear(normed, self.weights.head)
+        return self.weights.head(normed)
 
     def _attend(self, step: DeviceStep, q: Tensor, k_pool: Tensor, v_pool: Tensor, pool: DevicePool) -> Tensor:
         out = torch.empty_like(q)

@@ -1,7 +1,8 @@
-"""Matrix products of the GPU decoder: cuBLAS in the model's dtype, or FP8 (e4m3) with per-token, per-channel scales."""
+"""Matrix products of the GPU decoder: cuBLAS in the model's dtype, FP8 (e4m3), or bits that no other row changes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -53,6 +54,19 @@ class Fp8Linear:
         return product
 
 
-def make_linear(weight: Tensor, bias: Tensor | None, quantization: str) -> Linear:
-    """A layer's product; quantization: ``none`` or ``fp8``."""
-    return Fp8Linear(weight, bias) if quantization == "fp8" else DenseLinear(weight, bias)
+class InvariantLinear:
+    """Each row's result is the same bits whatever the other rows are; see kernels/matmul.py."""
+
+    __slots__ = ("bias", "weight")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight = weight.contiguous()
+        self.bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        from spark_llm.kernels.matmul import matmul
+
+        return matmul(x, self.weight, self.bias)
+
+
+MakeLinear = Callable[[Tensor, Tensor | None], Linear]

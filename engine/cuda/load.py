@@ -12,6 +12,7 @@ from torch import Tensor
 from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.cuda.attention_plan import Device
 from spark_llm.engine.cuda.decoder import DeviceDecoder
+from spark_llm.engine.cuda.linear import DenseLinear, Fp8Linear, InvariantLinear, MakeLinear
 from spark_llm.engine.cuda.memory import pool_pages
 from spark_llm.engine.cuda.pool import DevicePool
 from spark_llm.engine.cuda.runner import DeviceRunner
@@ -37,7 +38,9 @@ def load_runner(
     """The model on ``device``, ready to run. LLM_NO_MEMORY."""
     begun = time.monotonic()
     torch.cuda.set_device(device)
-    held = DeviceWeights(config, weights, dtype, device, spec.quantization)
+    head: MakeLinear = InvariantLinear if spec.deterministic else DenseLinear
+    layer: MakeLinear = Fp8Linear if spec.quantization == "fp8" else head
+    held = DeviceWeights(config, weights, dtype, device, layer=layer, head=head)
     context_length = spec.context_length or config.context_length
     layout = layout_for(config, device, page_size=spec.page_size, cascade=not spec.deterministic)
     tiles = (layout.own_tile, layout.shared_tile, layout.long_tile)

@@ -92,8 +92,9 @@ def shared_ends(row: Row, start: int) -> npt.NDArray[np.int64]:
 def lay_flat(plan: StepPlan, prefixes: SharedPrefixes, device: Device) -> HostStep:
     """The step's tokens in the device's order."""
     decodes = len(plan.decode)
-    short = [s for s in plan.rows if s.count * device.group <= device.shared_tile // 2]
-    long = [s for s in plan.rows if s.count * device.group > device.shared_tile // 2]
+    most = device.shared_tile // 2 // device.group if device.cascade else 0  # tokens of a short rest
+    short = [s for s in plan.rows if s.count <= most]
+    long = [s for s in plan.rows if s.count > most]
     prompts = short + long
     counts = np.fromiter((s.count for s in prompts), np.int64, len(prompts))
     first = decodes + np.cumsum(counts) - counts

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from spark_llm.engine.cuda.linear import Linear, make_linear
+from spark_llm.engine.cuda.linear import DenseLinear, Linear, MakeLinear
 from spark_llm.engine.model.config import ModelConfig
 
 
@@ -16,14 +16,14 @@ class LayerWeights:
 
     __slots__ = ("down", "gate_up", "input_norm", "k_norm", "o", "post_norm", "q_norm", "qkv")
 
-    def __init__(self, held: dict[str, Tensor], prefix: str, quantization: str) -> None:
+    def __init__(self, held: dict[str, Tensor], prefix: str, make: MakeLinear) -> None:
         def take(*names: str) -> Linear:
             weights = [held.pop(f"{prefix}{name}.weight") for name in names]
             biases = [held.pop(f"{prefix}{name}.bias", None) for name in names]
             joined = weights[0] if len(weights) == 1 else torch.cat(weights)
             del weights
             present = [bias for bias in biases if bias is not None]
-            return make_linear(joined, torch.cat(present) if len(present) == len(biases) else None, quantization)
+            return make(joined, torch.cat(present) if len(present) == len(biases) else None)
 
         self.qkv = take("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
         self.o = take("self_attn.o_proj")
@@ -38,7 +38,7 @@ class LayerWeights:
 class DeviceWeights:
     """All weights of a model on ``device`` in ``dtype``; each tensor is on the CPU only while it is copied.
 
-    quantization ``fp8``: the layers' products in e4m3 with a scale per output channel; embedding and LM head stay.
+    layer, head: make the products of the layers and of the LM head.
     """
 
     def __init__(
@@ -47,7 +47,9 @@ class DeviceWeights:
         weights: Iterable[tuple[str, Tensor]],
         dtype: torch.dtype,
         device: torch.device,
-        quantization: str = "none",
+        *,
+        layer: MakeLinear = DenseLinear,
+        head: MakeLinear = DenseLinear,
     ) -> None:
         layers: list[LayerWeights | None] = [None] * config.num_layers
         parts: dict[int, dict[str, Tensor]] = {}
@@ -62,12 +64,12 @@ class DeviceWeights:
             held = parts.setdefault(index, {})
             held[name] = on_device
             if len(held) == wanted:  # joined as soon as it is whole: no second copy of the model at any time
-                layers[index] = LayerWeights(parts.pop(index), f"model.layers.{index}.", quantization)
-        self.layers: list[LayerWeights] = [layer for layer in layers if layer is not None]
+                layers[index] = LayerWeights(parts.pop(index), f"model.layers.{index}.", layer)
+        self.layers: list[LayerWeights] = [whole for whole in layers if whole is not None]
         assert len(self.layers) == config.num_layers, "the loader checks that no tensor is missing"
         self.embedding = rest["model.embed_tokens.weight"]
         self.norm = rest["model.norm.weight"]
-        self.head = rest.get("lm_head.weight", self.embedding)
+        self.head: Linear = head(rest.get("lm_head.weight", self.embedding), None)
 
 
 def _tensors_per_layer(config: ModelConfig) -> int:
