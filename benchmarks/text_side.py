@@ -2,14 +2,15 @@
 
     .venv/bin/python benchmarks/text_side.py
 
-100,000 rows of about 600 tokens below 128 distinct prefixes, in record batches as tasks send them. Beside it the plain way,
-each whole prompt through the tokenizer, on a tenth of the rows. The rates to stand up to are those of a GPU: see
+100,000 rows of about 600 tokens below 128 distinct prefixes, in record batches as tasks send them. Beside it the plain
+way, each whole prompt through the tokenizer, on a tenth of the rows. The rates to stand up to are those of a GPU: see
 docs/performance.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -89,9 +90,8 @@ def main() -> None:
     OUT.write_text(json.dumps(result, indent=1))
     print(result["machine"])
     print(f"{arguments.rows:,} rows of {result['tokens_a_row']:.0f} tokens below {arguments.prefixes} prefixes")
-    print(
-        f"  segments to ids        {result['encode_rows_per_second']:10,.0f} rows/s on {cpu_seconds / seconds:.1f} cores"
-    )
+    rate = result["encode_rows_per_second"]
+    print(f"  segments to ids        {rate:10,.0f} rows/s on {cpu_seconds / seconds:.1f} cores")
     print(f"  whole prompts to ids   {result['whole_rows_per_second']:10,.0f} rows/s, on {len(whole):,} rows")
     print(f"  answers to text        {result['decode_rows_per_second']:10,.0f} rows/s")
 
@@ -109,7 +109,7 @@ def _whole(batch: pa.RecordBatch) -> list[str]:
     texts = column.values.dictionary.to_pylist()
     codes = column.values.indices.to_numpy()
     offsets = column.offsets.to_numpy()
-    return ["".join(texts[c] for c in codes[a:b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return ["".join(texts[c] for c in codes[a:b]) for a, b in itertools.pairwise(offsets)]
 
 
 if __name__ == "__main__":
