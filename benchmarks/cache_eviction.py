@@ -195,8 +195,9 @@ def run(tasks: list[Task], pages: int, eviction: LeastRecentlyUsed) -> tuple[int
                     scheduler.add(Request(len(owner), prompt, params, hints=hints))
                     owner[len(owner)] = task
         plan = scheduler.plan()
-        sampled = {s.row.request.id: 7 for s in plan.rows if s.samples}
-        for done in scheduler.commit(plan, sampled, frozenset()):
+        if not plan.num_rows:
+            continue
+        for done in scheduler.commit(plan, np.full(plan.num_sampled, 7, np.int32), frozenset()):
             task = owner[done.id]
             task.answered += 1
             prompt_tokens += done.prompt_tokens

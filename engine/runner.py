@@ -1,4 +1,4 @@
-"""Runs a planned step: lays its rows out flat, one forward pass, one token for each row that lacks no more."""
+"""Runs a step on the CPU: lays its rows out flat, one forward pass, one token for each row that lacks no more."""
 
 from __future__ import annotations
 
@@ -8,13 +8,27 @@ import torch
 
 from spark_llm.engine.model.attention import StepAttention
 from spark_llm.engine.model.blocks import plan_attention, slots
+from spark_llm.engine.model.config import ModelConfig
 from spark_llm.engine.model.decoder import Decoder, KVPool, StepBatch, as_index
 from spark_llm.engine.model.sampling import sample
-from spark_llm.engine.scheduling.scheduler import StepPlan
+from spark_llm.engine.scheduling.lanes import Ints
+from spark_llm.engine.scheduling.plan import StepPlan
+
+
+class Done:
+    """A step that has run."""
+
+    def __init__(self, tokens: Ints) -> None:
+        self._tokens = tokens
+
+    def tokens(self) -> Ints:
+        return self._tokens
 
 
 class Runner:
     """A decoder and its K/V pool. cascade False: shared prefixes are read once per row (the plain path)."""
+
+    depth = 1
 
     def __init__(self, decoder: Decoder, pool: KVPool, page_size: int, *, cascade: bool = True) -> None:
         self.decoder = decoder
@@ -22,18 +36,23 @@ class Runner:
         self.page_size = page_size
         self.cascade = cascade
 
-    def run(self, plan: StepPlan) -> dict[int, int]:
-        """Request id -> next token, for the rows of the plan that sample."""
-        sampling = [s.row for s in plan.rows if s.samples]
+    @property
+    def config(self) -> ModelConfig:
+        return self.decoder.config
+
+    def launch(self, plan: StepPlan) -> Done:
+        """Run the step to its end."""
+        sampling = [s.row for s in plan.shares() if s.samples]
         logits = self.decoder.forward(self._batch(plan), self.pool)
-        return dict(zip((row.request.id for row in sampling), sample(logits, sampling), strict=True))
+        return Done(np.array(sample(logits, sampling), np.int32))
 
     def _batch(self, plan: StepPlan) -> StepBatch:
-        rows, config = plan.rows, self.decoder.config
+        rows, config = plan.shares(), self.decoder.config
         offsets = np.concatenate([[0], np.cumsum([s.count for s in rows])]).astype(np.int64)
         attention = plan_attention(rows, offsets, self.page_size, cascade=self.cascade)
+        tokens = [s.row.tokens[s.start : s.start + s.count] for s in plan.rows]
         return StepBatch(
-            tokens=as_index(np.concatenate([s.row.tokens[s.start : s.start + s.count] for s in rows])),
+            tokens=as_index(np.concatenate([*tokens, plan.lanes.input_tokens(plan.decode, plan.positions)])),
             positions=as_index(np.concatenate([np.arange(s.start, s.start + s.count) for s in rows])),
             slots=as_index(np.concatenate([slots(s.row, s.start, s.start + s.count, self.page_size) for s in rows])),
             last=as_index(np.array([end - 1 for s, end in zip(rows, offsets[1:], strict=True) if s.samples])),

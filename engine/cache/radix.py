@@ -124,20 +124,20 @@ class RadixTree:
         self.eviction.offer(node)
         return node
 
-    def lock(self, node: Node) -> None:
-        """Protect the path from the root to ``node``."""
+    def lock(self, node: Node, above: Node | None = None) -> None:
+        """Protect the path from the root to ``node``; what lies above ``above``, and that node itself, already is."""
         step: Node | None = node
-        while step is not None and step.parent is not None:
+        while step is not above and step is not None and step.parent is not None:
             if step.locks == 0:
                 self.evictable -= len(step.pages)
                 self.protected += len(step.pages)
             step.locks += 1
             step = step.parent
 
-    def unlock(self, node: Node) -> None:
-        """Undo one ``lock`` of the same node."""
+    def unlock(self, node: Node, above: Node | None = None) -> None:
+        """Undo one ``lock`` of the same nodes."""
         step: Node | None = node
-        while step is not None and step.parent is not None:
+        while step is not above and step is not None and step.parent is not None:
             if step.locks <= 0:
                 raise ValueError("unlock of a node that is not locked")
             step.locks -= 1

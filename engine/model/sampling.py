@@ -39,6 +39,6 @@ def _draw(logits: Tensor, row: Row) -> int:
         keep = int(torch.searchsorted(scaled.softmax(-1).cumsum(-1), params.top_p)) + 1
         scaled, ids = scaled[:keep], ids[:keep]
     key = row.request.seed & (2**64 - 1)  # a seed may be negative, a key may not
-    generator = np.random.Generator(np.random.Philox(key=key, counter=len(row.output)))
+    generator = np.random.Generator(np.random.Philox(key=key, counter=row.answered))
     noise = torch.from_numpy(generator.gumbel(size=len(logits)))
     return int(ids[int((scaled + noise[ids]).argmax())])

@@ -1,9 +1,9 @@
-"""A row on its way through the engine: the three counters and the pages it stands on."""
+"""A row on its way through the engine: its counters, and where in the prefix index it stands."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from spark_llm.engine.cache.pool import Pages
 from spark_llm.engine.cache.radix import Node
 from spark_llm.engine.prefix import sort_key
 from spark_llm.engine.request import Completion, FinishReason, Request, TokenIds
+
+if TYPE_CHECKING:
+    from spark_llm.engine.scheduling.lanes import Lanes
 
 
 class RowState(NamedTuple):
@@ -38,6 +41,9 @@ class Row:
 
     ``num_tokens - num_computed`` tokens must be computed before the next token can be sampled; prefix reuse,
     chunked prefill, decode and preemption are all this one difference.
+
+    A running row has a lane (-1: it waits). While it decodes, its lane holds ``num_tokens``, ``num_computed``,
+    ``num_pages`` and the answer, and what stands here is of when it began to (see Lanes.refresh).
     """
 
     __slots__ = (
@@ -47,41 +53,68 @@ class Row:
         "detached",
         "high_water",
         "key",
+        "lane",
+        "lanes",
+        "limit",
+        "lost",
         "node",
         "num_computed",
         "num_pages",
         "num_prompt",
         "num_tokens",
         "output",
-        "pages",
         "recomputed",
         "request",
         "sequence",
         "tokens",
         "tree_pages",
+        "turn",
     )
 
-    def __init__(self, request: Request, sequence: int, root: Node, page_size: int) -> None:
-        longest = len(request.prompt) + request.params.max_tokens
+    def __init__(self, request: Request, sequence: int, root: Node) -> None:
         self.request = request
         self.sequence = sequence  # arrival order
-        self.tokens: TokenIds = np.empty(longest, dtype=np.int32)
+        self.lane = -1
+        self.lanes: Lanes | None = None
+        self.turn = 0  # order of admission
+        self.tokens: TokenIds = request.prompt
         self.num_prompt = self.num_tokens = len(request.prompt)
-        self.tokens[: self.num_tokens] = request.prompt
+        self.limit = self.num_prompt + request.params.max_tokens  # tokens when it is done
         self.key = sort_key(request.prompt)
         self.output: list[int] = []
-        self.pages: Pages = np.empty(-(-longest // page_size), dtype=np.int32)
         self.num_computed = self.num_pages = self.tree_pages = 0
         self.node = root
         self.detached = not request.reuse  # True: its further pages stay private
         self.high_water = 0  # tokens that were computed or matched at least once
         self.cached = self.computed = self.recomputed = 0  # for the report; see Completion
+        self.lost = 0  # tokens that failed steps computed
         self.attempts = 0  # failed steps
 
     @property
+    def pages(self) -> Pages:
+        """The page numbers of a running row, a view; the first ``num_pages`` count."""
+        assert self.lanes is not None
+        pages: Pages = self.lanes.table[self.lane]
+        return pages
+
+    @property
     def remaining(self) -> int:
-        """Tokens to compute before the next token can be sampled."""
+        """Tokens to compute before the next token can be sampled; not while the row decodes."""
         return self.num_tokens - self.num_computed
+
+    @property
+    def answered(self) -> int:
+        """How many tokens of the answer are known."""
+        if self.lanes is None:
+            return len(self.output)
+        return int(self.lanes.known[self.lane]) - self.num_prompt
+
+    def learn(self, output: list[int]) -> None:
+        """Take over the answer as far as it is known."""
+        self.output = output
+        if len(output) != self.num_tokens - self.num_prompt:
+            self.num_tokens = self.num_prompt + len(output)
+            self.tokens = np.concatenate([self.request.prompt, np.array(output, np.int32)])
 
     def count_matched(self, start: int, stop: int) -> None:
         """Account for the tokens [start, stop) found in the cache."""
@@ -96,18 +129,31 @@ class Row:
 
     def state(self) -> RowState:
         """What ``restore`` needs."""
-        return RowState(*(getattr(self, name) for name in RowState._fields))
+        return RowState(
+            self.num_computed,
+            self.num_pages,
+            self.tree_pages,
+            self.node,
+            self.detached,
+            self.high_water,
+            self.cached,
+            self.computed,
+            self.recomputed,
+        )
 
     def restore(self, state: RowState) -> None:
         """Be as when ``state`` was taken; locks and pages are the caller's business."""
-        for name, value in zip(RowState._fields, state, strict=True):
-            setattr(self, name, value)
-
-    def append(self, token: int) -> None:
-        """Add a sampled token."""
-        self.tokens[self.num_tokens] = token
-        self.num_tokens += 1
-        self.output.append(token)
+        (
+            self.num_computed,
+            self.num_pages,
+            self.tree_pages,
+            self.node,
+            self.detached,
+            self.high_water,
+            self.cached,
+            self.computed,
+            self.recomputed,
+        ) = state
 
     def completion(self, reason: FinishReason, error: tuple[str, dict[str, str]] | None = None) -> Completion:
         """The row's answer as it stands."""
@@ -118,7 +164,7 @@ class Row:
             prompt_tokens=self.num_prompt,
             cached_tokens=self.cached,
             computed_tokens=self.computed,
-            recomputed_tokens=self.recomputed,
+            recomputed_tokens=self.recomputed + self.lost,
             instruction_tokens=self.request.instruction_tokens,
             error=error,
         )
@@ -128,16 +174,16 @@ class Row:
 class Scheduled:
     """A row's share of a step: it computes tokens [start, start + count).
 
-    ``before``: the row as it was before planning, for rollback. ``admitted``: it was waiting.
+    samples: whether the step yields the row's next token. lane, generation: which lane it had, and the lane's
+    generation, by which to know whether the row is still there. before: the row as it was before planning, for
+    rollback; None if it decodes. admitted: it was waiting.
     """
 
     row: Row
     start: int
     count: int
-    before: RowState
-    admitted: bool
-
-    @property
-    def samples(self) -> bool:
-        """Whether the step yields the row's next token."""
-        return self.start + self.count == self.row.num_tokens
+    samples: bool
+    lane: int
+    generation: int
+    before: RowState | None = None
+    admitted: bool = False

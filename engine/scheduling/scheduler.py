@@ -1,42 +1,33 @@
 """Decides what each step computes. Planning reserves pages, commit keeps them, rollback returns them.
 
-One rule serves prefill, chunked prefill, decode and resumption after preemption: a row with ``remaining``
-tokens gets as many of them as the step's budget still has. Running rows come first, then the order policy's.
+One rule serves prefill, chunked prefill, decode and resumption after preemption: a row with tokens left to compute
+gets as many of them as the step's budget still has. Running rows come first, those that decode before others, then the
+order policy's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
 
 import numpy as np
 
 from spark_llm.engine.cache.manager import CacheManager
-from spark_llm.engine.cache.pool import Pages
-from spark_llm.engine.cache.radix import Node
 from spark_llm.engine.request import Completion, FinishReason, Request
-from spark_llm.engine.scheduling.row import Row, RowState, Scheduled
+from spark_llm.engine.scheduling.decoding import DecodeReserve
+from spark_llm.engine.scheduling.finishing import Finishing
+from spark_llm.engine.scheduling.lanes import Ints, Lanes
+from spark_llm.engine.scheduling.plan import NO_LANES, StepPlan
+from spark_llm.engine.scheduling.reserving import Reserving
+from spark_llm.engine.scheduling.row import Row, Scheduled
 from spark_llm.engine.scheduling.waiting import WaitingQueue
-
-# Answer tokens a running row is expected to still need when a new one asks for pages. All of max_tokens
-# would leave most of the pool idle (answers end early); too few and rows are preempted.
-_LOOKAHEAD = 32
-
-
-@dataclass(slots=True)
-class StepPlan:
-    """What one step computes; ``rows`` in the order in which they were planned."""
-
-    step: int
-    rows: list[Scheduled] = field(default_factory=list)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the step computes."""
-        return sum(s.count for s in self.rows)
 
 
 class Scheduler:
     """Waiting and running rows; the cost of a step is linear in what it schedules, not in what waits.
+
+    Steps may be planned while earlier ones are in flight, as if those succeed and no answer ends early in them.
+    They are committed oldest first, and rolled back newest first. Rows are preempted only while nothing is in
+    flight: where pages are lacking before, the plan is empty until the steps in flight are done.
 
     max_batch_tokens: most tokens a step computes. max_running_rows: most rows that hold pages.
     """
@@ -47,21 +38,43 @@ class Scheduler:
         self.cache = cache
         self.waiting = waiting
         cache.eviction.follow(waiting)
-        self.running: list[Row] = []
+        self.lanes = Lanes(max_running_rows, cache.page_size)
         self.max_batch_tokens = max_batch_tokens
         self.max_running_rows = max_running_rows
         self.step = 0
         self.preemptions = 0
+        self.wasted_tokens = 0  # computed for rows that had ended or gone by then
+        self.in_flight: list[StepPlan] = []  # planned, neither committed nor rolled back; oldest first
         self._rows: dict[int, Row] = {}  # request id -> row, waiting or running
+        self._running: dict[Row, None] = {}  # in the order in which they were admitted
+        self._filling: dict[Row, None] = {}  # of these, those that do not decode
         self._suspects: dict[int, Row] = {}  # of a failed step; planned alone
+        self._drains = False
         self._arrivals = 0
+        self._reserving = Reserving(cache, self.lanes)
+        self._decoding = DecodeReserve(cache, self.lanes)
+        self._finishing = Finishing(cache, self.lanes)
+        self._version = 0
+        self._last_decode: Ints = NO_LANES
 
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def running(self) -> list[Row]:
+        """Rows with a lane, their counters up to date, in the order in which they were admitted."""
+        for row in self._running:
+            self.lanes.refresh(row)
+        return list(self._running)
+
+    @property
+    def num_running(self) -> int:
+        """How many rows have a lane."""
+        return len(self._running)
+
     def add(self, request: Request) -> None:
         """A request arrives; its length has been checked against the context and the pool."""
-        row = Row(request, self._arrivals, self.cache.tree.root, self.cache.page_size)
+        row = Row(request, self._arrivals, self.cache.tree.root)
         self._arrivals += 1
         self._rows[request.id] = row
         self.waiting.push(row)
@@ -74,8 +87,9 @@ class Scheduler:
         if row is None:
             return False
         self._suspects.pop(request_id, None)
-        if row in self.running:
-            self.running.remove(row)
+        if row in self._running:
+            self.wasted_tokens += self.lanes.in_flight(row)
+            self.lanes.end(row)
             self._release(row)
         else:
             self.waiting.remove(row)
@@ -83,71 +97,64 @@ class Scheduler:
         return True
 
     def plan(self) -> StepPlan:
-        """Choose and reserve the next step. The plan may be empty only if nothing waits or runs."""
+        """Choose and reserve the next step. Empty if nothing is left to plan, or if steps in flight must end first."""
         self.step += 1
-        plan = StepPlan(self.step)
+        plan = StepPlan(self.step, self.lanes)
+        if self.in_flight and (self._suspects or self._drains):
+            return plan
+        self._drains = False
+        decode = NO_LANES
         if self._suspects:  # alone, so that one bad row cannot take others down twice
             self._plan_alone(plan, next(iter(self._suspects.values())))
-            return plan
-        budget = self.max_batch_tokens
-        at = 0
-        while at < len(self.running) and budget > 0:  # the list shrinks from its end when rows are preempted
-            row = self.running[at]
-            scheduled = self._reserve(row, row.state(), plan.step, budget)
-            if scheduled is not None:
-                plan.rows.append(scheduled)
-                budget -= scheduled.count
-                at += 1
-            else:  # the row admitted last gives way, be it this one
-                self.preempt(self.running[-1])
-        ahead = sum(self._lookahead(row) for row in self.running)
-        while budget > 0 and len(self.running) < self.max_running_rows:
-            candidate = self.waiting.peek()
-            if candidate is None:
-                break
-            scheduled = self._admit(candidate, plan.step, budget, ahead)
-            if scheduled is None:
-                break
-            plan.rows.append(scheduled)
-            budget -= scheduled.count
-            ahead += self._lookahead(candidate)
+        else:
+            decode = self._plan_decode()
+            generations = self.lanes.generation[decode]
+            budget = self._plan_filling(plan, self.max_batch_tokens - len(decode))
+            self._plan_waiting(plan, budget)
+            decode = decode[self.lanes.are_here(decode, generations)]  # others were preempted since
+        self._seal(plan, decode)
         return plan
 
-    def commit(self, plan: StepPlan, tokens: dict[int, int], eos_ids: frozenset[int]) -> list[Completion]:
-        """The step ran: ``tokens`` maps request id to sampled token. Returns the rows that are done."""
+    def commit(self, plan: StepPlan, tokens: Ints, eos_ids: Collection[int]) -> list[Completion]:
+        """The oldest step in flight ran and sampled ``tokens``, in the plan's order. Returns the rows that are done."""
+        assert plan is self.in_flight[0], "steps are committed oldest first"
+        del self.in_flight[0]
         self.cache.tree.commit(plan.step)
+        self._let_go(plan)
+        lanes = np.concatenate([plan.sampling, plan.decode])
+        here = self.lanes.are_here(lanes, plan.generations)
+        if not here.all():
+            lanes, tokens = lanes[here], tokens[here]
+        if plan.alone:
+            for scheduled in plan.shares():
+                if self._suspects.pop(scheduled.row.request.id, None) is not None:
+                    scheduled.row.attempts = 0
+        ended = self._finishing.take(lanes, tokens, eos_ids)
         done = []
-        for scheduled in plan.rows:
-            row = scheduled.row
+        for row, reason in ended:
+            del self._rows[row.request.id]
             self._suspects.pop(row.request.id, None)
-            row.attempts = 0
-            token = tokens.get(row.request.id)
-            if token is None:
-                continue
-            reason = self._take(row, token, eos_ids)
-            if reason is not None:
-                self._forget(row)
-                done.append(row.completion(reason))
+            self._finishing.leave_marks(row)
+            self.wasted_tokens += self.lanes.in_flight(row)
+            done.append(row.completion(reason))
+        self._release(*(row for row, _ in ended))
         return done
 
-    def rollback(self, plan: StepPlan) -> None:
-        """The step failed: all rows and pages are as before it; its rows are suspects now."""
-        keep: list[Pages] = []
-        private: list[Pages] = []
-        for scheduled in reversed(plan.rows):
-            row, before = scheduled.row, scheduled.before
-            private.append(row.pages[max(row.tree_pages, before.num_pages) : row.num_pages].copy())
-            keep.append(row.pages[before.tree_pages : before.num_pages].copy())
-            self._undo(row, before)
-            row.recomputed += scheduled.count  # what the failed step computed is to be computed again
-            row.attempts += 1
-            self._suspects[row.request.id] = row
-            if scheduled.admitted:
-                self.running.remove(row)
-                self.waiting.push_back(row)
-        self.cache.rollback(plan.step, np.concatenate([*keep, np.empty(0, np.int32)]))
-        for pages in private:
-            self.cache.pool.release(pages)
+    def rollback(self, plan: StepPlan, *, failed: bool = True) -> list[Row]:
+        """The newest step in flight failed: rows and pages are as before it. Returns its rows, which are suspects now.
+
+        failed False: it goes because an earlier step failed, and its rows are not to blame.
+        """
+        assert plan is self.in_flight[-1], "steps are rolled back newest first"
+        del self.in_flight[-1]
+        self._let_go(plan)
+        self.lanes.retell(plan.page_updates)
+        rows = self._roll_back_decode(plan) + self._roll_back_rows(plan)
+        if failed:
+            for row in rows:
+                row.attempts += 1
+                self._suspects[row.request.id] = row
+        return rows
 
     def fail(self, row: Row, condition: str, parameters: dict[str, str]) -> Completion:
         """Give a row up."""
@@ -155,8 +162,11 @@ class Scheduler:
         return row.completion(FinishReason.ERROR, (condition, parameters))
 
     def preempt(self, row: Row) -> None:
-        """Take a running row's pages away; it will be recomputed from what the cache still has."""
-        self.running.remove(row)
+        """Take a running row's pages away; it will be recomputed from what the cache still has.
+
+        A token of it that is in flight is not waited for: it will be sampled again.
+        """
+        self.lanes.end(row)
         self._release(row)
         row.num_computed = 0
         row.detached = not row.request.reuse
@@ -164,124 +174,155 @@ class Scheduler:
         self.preemptions += 1
 
     def _plan_alone(self, plan: StepPlan, row: Row) -> None:
+        plan.alone = True
         scheduled = None
         while scheduled is None:
-            if row in self.running:
-                scheduled = self._reserve(row, row.state(), plan.step, self.max_batch_tokens)
+            if row in self._running:
+                scheduled = self._reserve(row, plan.step, self.max_batch_tokens)
             else:
                 self.waiting.remove(row)
                 self.waiting.push_back(row)  # so that it is the one that is popped
                 scheduled = self._admit(row, plan.step, self.max_batch_tokens, 0)
             if scheduled is None:  # alone in the pool every row fits: see Engine.add
-                self.preempt(self.running[-1])
+                self.preempt(next(reversed(self._running)))
         plan.rows.append(scheduled)
+
+    def _plan_decode(self) -> Ints:
+        """Lanes that decode, with the pages they need."""
+        decode = self._decoding.candidates(self.max_batch_tokens)
+        while len(decode) and not self._decoding.renew(decode):
+            if self.in_flight:
+                self._drains = True
+                return NO_LANES
+            self.preempt(next(reversed(self._running)))  # the row admitted last gives way
+            decode = decode[self.lanes.decodes[decode]]
+        return decode
+
+    def _plan_filling(self, plan: StepPlan, budget: int) -> int:
+        """Rows that run and do not decode; what is left of the budget."""
+        for row in sorted(self._filling, key=lambda row: row.turn):
+            while row in self._filling and row.remaining and budget > 0 and not self._drains:
+                scheduled = self._reserve(row, plan.step, budget)
+                if scheduled is not None:
+                    plan.rows.append(scheduled)
+                    budget -= scheduled.count
+                    break
+                if self.in_flight:
+                    self._drains = True
+                else:
+                    self.preempt(next(reversed(self._running)))  # be it this one
+        return budget
+
+    def _plan_waiting(self, plan: StepPlan, budget: int) -> None:
+        ahead = -1
+        while budget > 0 and self.lanes.free and not self._drains:
+            candidate = self.waiting.peek()
+            if candidate is None:
+                break
+            if ahead < 0:
+                ahead = self._decoding.ahead() + sum(self._decoding.ahead_of(row) for row in self._filling)
+            scheduled = self._admit(candidate, plan.step, budget, ahead)
+            if scheduled is None:
+                break
+            plan.rows.append(scheduled)
+            budget -= scheduled.count
+            ahead += self._decoding.ahead_of(candidate)
+
+    def _reserve(self, row: Row, step: int, budget: int) -> Scheduled | None:
+        """A running row's next chunk; None: there are too few pages."""
+        before = row.state()
+        if row.remaining > 1:
+            self._reserving.extend_match(row)
+        scheduled = self._reserving.reserve(row, before, step, budget)
+        if scheduled is not None and scheduled.samples:
+            del self._filling[row]
+        return scheduled
 
     def _admit(self, row: Row, step: int, budget: int, ahead: int) -> Scheduled | None:
         """Reserve the first chunk of the row that the queue shows, if its prompt and the answers still fit.
 
-        ahead: tokens that the running rows are expected to add.
+        ahead: pages that the running rows are expected to ask for.
         """
         before = row.state()
-        self._extend_match(row)
-        needed = self.cache.pages_for(row.remaining) + self.cache.pages_for(ahead)
-        if self.running and needed > self.cache.available:
-            self._undo(row, before)
-            return None
-        scheduled = self._reserve(row, before, step, budget)
+        self.lanes.enter(row)
+        self._reserving.extend_match(row)
+        scheduled = None
+        if self._running and self.cache.pages_for(row.remaining) + ahead > self.cache.available:
+            self._reserving.undo(row, before)
+        else:
+            scheduled = self._reserving.reserve(row, before, step, budget)
         if scheduled is None:
+            self.lanes.leave(row)
             return None
         scheduled.admitted = True
         self.waiting.pop()
-        self.running.append(row)
+        self._running[row] = None
+        if not scheduled.samples:
+            self._filling[row] = None
         return scheduled
 
-    def _reserve(self, row: Row, before: RowState, step: int, budget: int) -> Scheduled | None:
-        """Give a row the pages for its next tokens and put full prompt pages into the index.
+    def _seal(self, plan: StepPlan, decode: Ints) -> None:
+        """Write down what was decided, and count the tokens of ``decode`` as computed."""
+        lanes = self.lanes
+        plan.decode = decode
+        plan.positions = lanes.computed[decode].astype(np.int32)
+        lanes.computed[decode] += 1
+        plan.sampling = np.array([s.lane for s in plan.rows if s.samples], np.int32)
+        plan.generations = lanes.generation[np.concatenate([plan.sampling, decode])]
+        plan.page_updates = lanes.updates()
+        if len(plan.page_updates) or not np.array_equal(decode, self._last_decode):
+            self._version += 1
+            self._last_decode = decode
+        plan.version = self._version
+        if plan.num_rows:
+            self.in_flight.append(plan)
 
-        None: there are too few pages, and the row is as ``before`` says.
-        """
-        if row.remaining > 1:
-            self._extend_match(row)
-        start, count = row.num_computed, min(row.remaining, budget)
-        missing = self.cache.pages_for(start + count) - row.num_pages
-        if missing > 0:
-            pages = self.cache.allocate(missing)
-            if pages is None:
-                self._undo(row, before)
-                return None
-            row.pages[row.num_pages : row.num_pages + missing] = pages
-            row.num_pages += missing
-        row.count_computed(start, start + count)
-        row.num_computed += count
-        self._index(row, step)
-        return Scheduled(row, start, count, before, admitted=False)
+    def _roll_back_decode(self, plan: StepPlan) -> list[Row]:
+        """What was to be decoded is computed again from known tokens: what the device holds as last may be wrong."""
+        here = self.lanes.are_here(plan.decode, plan.generations[len(plan.sampling) :])
+        rows = list(self.lanes.rows_of(plan.decode[here]))
+        for row in rows:
+            if self.lanes.decodes[row.lane]:
+                self.lanes.computed[row.lane] -= 1
+                self.lanes.end(row)
+                self._filling[row] = None
+            else:
+                row.num_computed -= 1
+                row.high_water = min(row.high_water, row.num_computed)
+            row.lost += 1
+        return rows
 
-    @staticmethod
-    def _lookahead(row: Row) -> int:
-        return min(row.request.params.max_tokens - len(row.output), _LOOKAHEAD)
+    def _roll_back_rows(self, plan: StepPlan) -> list[Row]:
+        keep, private, rows = [NO_LANES], [NO_LANES], []
+        for scheduled in reversed(plan.rows):
+            row, before = scheduled.row, scheduled.before
+            if row.lane != scheduled.lane or self.lanes.generation[row.lane] != scheduled.generation:
+                continue  # it left while the step was in flight
+            assert before is not None
+            self.lanes.end(row)
+            private.append(row.pages[max(row.tree_pages, before.num_pages) : row.num_pages].copy())
+            keep.append(row.pages[before.tree_pages : before.num_pages].copy())
+            self._reserving.undo(row, before)
+            row.lost += scheduled.count
+            self._filling[row] = None
+            rows.append(row)
+            if scheduled.admitted:
+                del self._filling[row], self._running[row]
+                self.lanes.leave(row)
+                self.waiting.push_back(row)
+        self.cache.rollback(plan.step, np.concatenate(keep))
+        self.cache.pool.release(np.concatenate(private))
+        return rows
 
-    def _undo(self, row: Row, before: RowState) -> None:
-        """Let the row be as it was; pages that it was given since are the caller's business."""
-        self._move(row, before.node)
-        row.restore(before)
+    def _release(self, *rows: Row) -> None:
+        """Running rows leave; their pages are free."""
+        pages = [NO_LANES]
+        for row in rows:
+            del self._running[row]
+            self._filling.pop(row, None)
+            pages.append(self._reserving.release(row, self.in_flight))
+        self.cache.pool.release(np.concatenate(pages))
 
-    def _move(self, row: Row, node: Node) -> None:
-        """Let the row stand on another node of its path."""
-        if node is not row.node:
-            self.cache.tree.lock(node)
-            self.cache.tree.unlock(row.node)
-            row.node = node
-
-    def _extend_match(self, row: Row) -> None:
-        """Adopt what the index knows of the row's next tokens; at least one token is left to compute."""
-        size = self.cache.page_size
-        at = row.tree_pages * size
-        if row.detached or row.num_computed != at or row.num_pages != row.tree_pages:
-            return
-        node, found = self.cache.tree.match(row.tokens[at : row.num_tokens - 1], row.node)
-        if not found:
-            return
-        self._move(row, node)
-        for pages in found:
-            row.pages[row.num_pages : row.num_pages + len(pages)] = pages
-            row.num_pages += len(pages)
-        row.tree_pages = row.num_pages
-        row.num_computed = row.num_pages * size
-        row.count_matched(at, row.num_computed)
-
-    def _index(self, row: Row, step: int) -> None:
-        size = self.cache.page_size
-        full = min(row.num_computed, row.num_prompt) // size
-        if row.detached or full <= row.tree_pages:
-            return
-        tokens = row.tokens[row.tree_pages * size : full * size].copy()
-        child = self.cache.tree.insert(row.node, tokens, row.pages[row.tree_pages : full].copy(), step, row.key)
-        if child is None:  # the same prompt is there already: this row had to compute its last tokens itself
-            row.detached = True
-            return
-        self._move(row, child)
-        row.tree_pages = full
-
-    def _take(self, row: Row, token: int, eos_ids: frozenset[int]) -> FinishReason | None:
-        params = row.request.params
-        if token in eos_ids and not params.ignore_eos:
-            row.output.append(token)  # reported as generated; it has no place in the text
-            return FinishReason.STOP
-        row.append(token)
-        if row.request.is_stopped is not None and row.request.is_stopped(row.output):
-            return FinishReason.STOP
-        return FinishReason.LENGTH if len(row.output) >= params.max_tokens else None
-
-    def _forget(self, row: Row) -> None:
-        hints = row.request.hints
-        if hints is not None and hints.shared_tokens and row.request.reuse:
-            node, _ = self.cache.tree.match(row.tokens[: hints.shared_tokens])
-            self.cache.eviction.done(node, hints)
-        del self._rows[row.request.id]
-        self.running.remove(row)
-        self._release(row)
-
-    def _release(self, row: Row) -> None:
-        self.cache.pool.release(row.pages[row.tree_pages : row.num_pages])
-        self._move(row, self.cache.tree.root)
-        row.num_pages = row.tree_pages = 0
+    def _let_go(self, plan: StepPlan) -> None:
+        for node in plan.held:
+            self.cache.tree.unlock(node)

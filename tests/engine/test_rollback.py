@@ -16,7 +16,8 @@ from spark_llm.engine import runner as runner_module
 from spark_llm.engine.core import Engine
 from spark_llm.engine.model.attention import StepAttention
 from spark_llm.engine.request import Completion, FinishReason
-from spark_llm.engine.scheduling.scheduler import StepPlan
+from spark_llm.engine.runner import Done
+from spark_llm.engine.scheduling.plan import StepPlan
 from spark_llm.errors import LlmError
 
 TinyCase = Callable[[str], Any]
@@ -80,33 +81,33 @@ def test_steps_of_several_rows_keep_failing(tiny_case: TinyCase, monkeypatch: py
     """A row that succeeded alone is as good as new: nobody is given up, however often steps fail."""
     case = tiny_case("llama")
     engine = case.model.engine(**TIGHT)
-    run, count = engine.runner.run, 0
+    launch, count = engine.runner.launch, 0
 
-    def failing(plan: StepPlan) -> dict[int, int]:
+    def failing(plan: StepPlan) -> Done:
         nonlocal count
-        count += len(plan.rows) > 1
-        result: dict[int, int] = run(plan)
-        if len(plan.rows) > 1 and count % every == 0:
+        count += plan.num_rows > 1
+        result: Done = launch(plan)
+        if plan.num_rows > 1 and count % every == 0:
             raise RuntimeError("injected")
         return result
 
-    monkeypatch.setattr(engine.runner, "run", failing)
+    monkeypatch.setattr(engine.runner, "launch", failing)
     case.check(rows=ROWS, engine=engine)
     assert engine.stats().failed_steps >= 4
 
 
 def fail_with(engine: Engine, monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> list[list[int]]:
     """Let every step with a row of ``bad`` fail; returns the row ids of each step."""
-    run, steps = engine.runner.run, []
+    launch, steps = engine.runner.launch, []
 
-    def failing(plan: StepPlan) -> dict[int, int]:
-        steps.append([s.row.request.id for s in plan.rows])
-        tokens = run(plan)
+    def failing(plan: StepPlan) -> Done:
+        steps.append([s.row.request.id for s in plan.shares()])
+        done = launch(plan)
         if bad & set(steps[-1]):
             raise RuntimeError("a bad row")
-        return tokens
+        return done
 
-    monkeypatch.setattr(engine.runner, "run", failing)
+    monkeypatch.setattr(engine.runner, "launch", failing)
     return steps
 
 

@@ -64,9 +64,9 @@ def steps(
                 scheduler.add(request)
         planned += 1
         plan = scheduler.plan()
-        if plan.rows:
-            yield plan.rows, scheduler
-        scheduler.commit(plan, {s.row.request.id: 7 for s in plan.rows if s.samples}, frozenset())
+        if plan.num_rows:
+            yield plan.shares(), scheduler
+            scheduler.commit(plan, np.full(plan.num_sampled, 7, np.int32), frozenset())
 
 
 def offsets_of(rows: list[Scheduled]) -> np.ndarray:

@@ -54,7 +54,7 @@ class World:
         rows = []
         for tokens in prompts:
             request = Request(self.step, array(tokens), SamplingParams(max_tokens=1))
-            rows.append(Row(request, self.step, self.cache.tree.root, self.cache.page_size))
+            rows.append(Row(request, self.step, self.cache.tree.root))
             self.waiting.push(rows[-1])
             self.step += 1
         return rows

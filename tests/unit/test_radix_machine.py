@@ -276,7 +276,7 @@ class RadixMachine(RuleBasedStateMachine):
             tokens = [*known[: share[1]], *tokens]
         tokens = tokens[:40]
         request = Request(self.sequence, array(tokens), SamplingParams(max_tokens=1))
-        row = Row(request, self.sequence, self.cache.tree.root, self.page_size)
+        row = Row(request, self.sequence, self.cache.tree.root)
         self.sequence += 1
         self.waiting.push(row)
         self.rows.append(row)

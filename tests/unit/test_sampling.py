@@ -34,9 +34,8 @@ def _one_thread() -> Iterator[None]:
 def row(seed: int | None, position: int = 0, **params: float) -> Row:
     """A row that has answered ``position`` tokens."""
     settings = SamplingParams(max_tokens=position + 1, **params)  # type: ignore[arg-type]
-    new = Row(Request(0, np.array([1], np.int32), settings, seed=seed), 0, ROOT, 1)
-    for _ in range(position):
-        new.append(0)
+    new = Row(Request(0, np.array([1], np.int32), settings, seed=seed), 0, ROOT)
+    new.learn([0] * position)
     return new
 
 

@@ -10,7 +10,7 @@ import hashlib
 import logging
 from collections import Counter
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import pytest
@@ -30,8 +30,8 @@ from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.core import Engine
 from spark_llm.engine.invariants import validate_invariants
 from spark_llm.engine.request import Completion, FinishReason, Hints, Request, SamplingParams
-from spark_llm.engine.scheduling.row import Row
-from spark_llm.engine.scheduling.scheduler import StepPlan
+from spark_llm.engine.scheduling.plan import StepPlan
+from spark_llm.engine.scheduling.row import Scheduled
 from spark_llm.engine.scheduling.waiting import LongestPrefixFirst
 
 _EMPTY = -1
@@ -42,63 +42,139 @@ def context_hash(tokens: list[int]) -> int:
     return int(hashlib.sha1(np.array(tokens, np.int32).tobytes()).hexdigest()[:15], 16)
 
 
-class FakeRunner:
-    """Fills and reads slots as the decoder does; ``first_token`` is where the alphabet of answers begins.
+class FakeStep:
+    """A step that the fake has run, or, where ``error`` is set, one that fails when it is waited for."""
 
-    Steps with a row of ``bad`` in them fail, as does one step when ``fails_next`` is set, half-way through.
+    def __init__(self, runner: FakeRunner, plan: StepPlan, tokens: list[int], ids: list[int], error: bool) -> None:
+        self.runner, self.plan, self.ids, self.error = runner, plan, ids, error
+        self.sampled = np.array(tokens, np.int32)
+
+    def tokens(self) -> np.ndarray:
+        assert self.runner.stream.pop(0) is self, "steps are waited for in the order of their launch"
+        self.runner.landed += 1
+        if self.error:
+            self.runner.stream.clear()  # what was launched upon it goes, too
+            self.runner.fail(self.plan, self.ids)
+        for id_ in self.ids:
+            if self.runner.failed_at.get(id_, 0) < self.plan.step:
+                self.runner.failures.pop(id_, None)
+        return self.sampled
+
+
+class FakeRunner:
+    """Fills and reads slots as a GPU does; ``first_token`` is where the alphabet of answers begins.
+
+    A step runs when it is launched. Page tables and the tokens sampled last are the device's: it knows what plans told.
+    Steps with a row of ``bad`` in them fail, as does one step when ``fails_next`` is set: half-way through the launch,
+    or, with ``fails_late``, when they are waited for. What a failed step wrote, and what was computed upon it, is gone.
     """
 
-    def __init__(self, cache: CacheManager, page_size: int, first_token: int, eos_id: int) -> None:
-        self.decoder = SimpleNamespace(
-            config=SimpleNamespace(context_length=10_000, sliding_window=None, eos_ids=(eos_id,))
-        )
+    def __init__(self, cache: CacheManager, page_size: int, first_token: int, eos_id: int, depth: int) -> None:
+        self.config = SimpleNamespace(context_length=10_000, sliding_window=None, eos_ids=(eos_id,))
+        self.depth = depth
         self.cache = cache
         self.page_size = page_size
         self.first_token = first_token
         self.content = np.full(cache.pool.total * page_size, _EMPTY, dtype=np.int64)
+        self.table: dict[int, dict[int, int]] = {}  # lane -> column -> page
+        self.context: dict[int, list[int]] = {}  # lane -> the tokens that the device has, the last one sampled
         self.bad: set[int] = set()
-        self.fails_next = False
+        self.fails_next = self.fails_late = False
         self.run_tokens: Counter[int] = Counter()  # request id -> tokens run, failed steps included
         self.failures: Counter[int] = Counter()  # request id -> failed steps in a row
+        self.failed_at: dict[int, int] = {}  # request id -> step that failed last
         self.plans: list[StepPlan] = []
+        self.versions: dict[int, tuple[list[int], dict[int, dict[int, int]]]] = {}
+        self.stream: list[FakeStep] = []  # launched and not waited for
+        self.landed = 0
 
-    def run(self, plan: StepPlan) -> dict[int, int]:
+    def launch(self, plan: StepPlan) -> FakeStep:
         self.plans.append(plan)
+        shares = plan.shares()
+        ids = [s.row.request.id for s in shares]
+        self.run_tokens.update({s.row.request.id: s.count for s in shares})
+        assert len(self.stream) < self.depth, "too many steps in flight"
+        self.update_tables(plan)
+        written = self.write(plan, shares)
+        fails = self.fails_next or any(id_ in self.bad for id_ in ids)
+        lost = any(step.error for step in self.stream)
+        self.fails_next = False
+        if fails or lost:
+            self.content[written] = _EMPTY
+            for s in shares:
+                self.context.pop(s.lane, None)
+            if fails and not self.fails_late:
+                self.fail(plan, ids)
+            step = FakeStep(self, plan, [-1] * plan.num_sampled, ids, error=fails)
+        else:
+            step = FakeStep(self, plan, self.sample(shares), ids, error=False)
+        self.stream.append(step)
+        return step
+
+    def update_tables(self, plan: StepPlan) -> None:
+        updates, at = plan.page_updates, 0
+        for lane, first, count in zip(updates.lanes, updates.firsts, updates.counts, strict=True):
+            row = self.table.setdefault(int(lane), {})
+            for column in range(first, first + count):
+                row[column] = int(updates.pages[at])
+                at += 1
+        assert at == len(updates.pages)
+        for s in plan.shares():
+            count = -(-(s.start + s.count) // self.page_size)
+            ours, theirs = self.table[s.lane], plan.lanes.table[s.lane, :count].tolist()
+            assert [ours[column] for column in range(count)] == theirs, "the device's page table is another"
+        seen = (plan.decode.tolist(), {lane: dict(self.table[lane]) for lane in plan.decode.tolist()})
+        assert self.versions.setdefault(plan.version, seen) == seen, "a version means two things"
+
+    def write(self, plan: StepPlan, shares: list[Scheduled]) -> list[int]:
+        """Tokens and K/V of all rows; the slots that were written."""
         written: set[int] = set()
-        for scheduled in plan.rows:
-            row, start, stop = scheduled.row, scheduled.start, scheduled.start + scheduled.count
-            assert scheduled.count > 0
-            self.run_tokens[row.request.id] += scheduled.count
-            slots = self.slots(row, start, stop)
+        lost = any(step.error for step in self.stream)
+        for at, s in enumerate(shares):
+            stop = s.start + s.count
+            assert s.count > 0
+            if at < len(plan.rows):
+                assert stop <= s.row.num_tokens, "a token is planned that nobody knows"
+                self.context[s.lane] = s.row.tokens[:stop].tolist()
+            elif lost:
+                self.context[s.lane] = [-1] * stop
+            assert len(self.context[s.lane]) == stop, "the device has other tokens than are planned"
+            slots = self.slots(s.lane, s.start, stop)
             assert not written & set(slots), "two rows fill one slot"
-            assert not self.cache.pool.is_free(row.pages[: row.num_pages]).any(), "a row stands on a free page"
+            pages = np.array([self.table[s.lane][column] for column in range(-(-stop // self.page_size))])
+            assert not self.cache.pool.is_free(pages).any(), "a row stands on a free page"
             written.update(slots)
-            self.content[slots] = self.hashes(row, start, stop)
-        if self.fails_next or any(s.row.request.id in self.bad for s in plan.rows):
-            self.fails_next = False
-            for slot in written:  # what a failed step leaves behind is worth nothing
-                self.content[slot] = _EMPTY
-            self.failures.update(s.row.request.id for s in plan.rows)
-            raise RuntimeError("the fake step failed")
-        for scheduled in plan.rows:
-            row, stop = scheduled.row, scheduled.start + scheduled.count
-            assert self.content[self.slots(row, 0, stop)].tolist() == self.hashes(row, 0, stop), "wrong K/V is read"
-        for scheduled in plan.rows:
-            del self.failures[scheduled.row.request.id]
-        return {s.row.request.id: self.next_token(s.row.tokens[: s.row.num_tokens]) for s in plan.rows if s.samples}
+            self.content[slots] = self.hashes(s.lane, s.start, stop)
+        return list(written)
+
+    def sample(self, shares: list[Scheduled]) -> list[int]:
+        for s in shares:
+            stop = s.start + s.count
+            found, expected = self.content[self.slots(s.lane, 0, stop)].tolist(), self.hashes(s.lane, 0, stop)
+            assert found == expected, "wrong K/V is read"
+        tokens = []
+        for s in shares:
+            if s.samples:
+                tokens.append(self.next_token(self.context[s.lane]))
+                self.context[s.lane].append(tokens[-1])
+        return tokens
+
+    def fail(self, plan: StepPlan, ids: list[int]) -> NoReturn:
+        self.failures.update(ids)
+        self.failed_at.update(dict.fromkeys(ids, plan.step))
+        raise RuntimeError("the fake step failed")
 
     def poison(self) -> None:
         """Free pages hold nothing from now on."""
         free = self.cache.pool.is_free(np.arange(self.cache.pool.total, dtype=np.int32))
         self.content.reshape(-1, self.page_size)[free] = _EMPTY
 
-    def slots(self, row: Row, start: int, stop: int) -> list[int]:
-        return [
-            int(row.pages[at // self.page_size]) * self.page_size + at % self.page_size for at in range(start, stop)
-        ]
+    def slots(self, lane: int, start: int, stop: int) -> list[int]:
+        size, row = self.page_size, self.table[lane]
+        return [row[at // size] * size + at % size for at in range(start, stop)]
 
-    def hashes(self, row: Row, start: int, stop: int) -> list[int]:
-        return [context_hash(row.tokens[: at + 1].tolist()) for at in range(start, stop)]
+    def hashes(self, lane: int, start: int, stop: int) -> list[int]:
+        return [context_hash(self.context[lane][: at + 1]) for at in range(start, stop)]
 
     def next_token(self, tokens: Any) -> int:
         return self.first_token + context_hash(list(tokens)) % 4
@@ -108,16 +184,18 @@ class FakeRunner:
         context, output = request.prompt.tolist(), []
         while len(output) < request.params.max_tokens:
             output.append(self.next_token(context + output))
-            if output[-1] in self.decoder.config.eos_ids and not request.params.ignore_eos:
+            if output[-1] in self.config.eos_ids and not request.params.ignore_eos:
+                break
+            if request.is_stopped is not None and request.is_stopped(output):
                 break
         return output
 
 
 def build(
-    *, page_size: int, pages: int, batch: int, running: int, patience: int = 2, first_token: int = 100
+    *, page_size: int, pages: int, batch: int, running: int, patience: int = 2, first_token: int = 100, depth: int = 1
 ) -> tuple[Engine, FakeRunner]:
     cache = CacheManager(pages, page_size)
-    runner = FakeRunner(cache, page_size, first_token, eos_id=first_token)
+    runner = FakeRunner(cache, page_size, first_token, eos_id=first_token, depth=depth)
     spec = EngineSpec(page_size=page_size, max_batch_tokens=batch, max_running_rows=running, check_invariants=True)
     engine = Engine(spec, cast(Any, runner), cache, cast(Any, None), "float32")
     engine.scheduler.waiting = LongestPrefixFirst(patience)
@@ -141,11 +219,12 @@ class EngineMachine(RuleBasedStateMachine):
         batch=st.integers(1, 9) | st.just(64),
         running=st.integers(1, 6),
         first_token=st.sampled_from([0, 100]),
+        depth=st.sampled_from([1, 2, 2]),
     )
-    def start(self, page_size: int, pages: int, batch: int, running: int, first_token: int) -> None:
+    def start(self, page_size: int, pages: int, batch: int, running: int, first_token: int, depth: int) -> None:
         pages = max(2, -(-pages // page_size) + 1)
         self.engine, self.runner = build(
-            page_size=page_size, pages=pages, batch=batch, running=running, first_token=first_token
+            page_size=page_size, pages=pages, batch=batch, running=running, first_token=first_token, depth=depth
         )
         self.batch, self.most_running = batch, running
         self.room = pages * page_size
@@ -157,6 +236,7 @@ class EngineMachine(RuleBasedStateMachine):
         reuse=st.integers(0, 9),
         bad=st.integers(0, 9),
         ignore_eos=st.booleans(),
+        stops=st.integers(0, 3),
         hints=st.none()
         | st.builds(
             Hints,
@@ -175,6 +255,7 @@ class EngineMachine(RuleBasedStateMachine):
         reuse: int,
         bad: int,
         ignore_eos: bool,
+        stops: int,
         hints: Hints | None,
     ) -> None:
         if like is not None and self.requests:
@@ -191,6 +272,9 @@ class EngineMachine(RuleBasedStateMachine):
         if request.params.max_tokens < 1:
             return
         self.requests[request.id] = request
+        if stops == 0:
+            stop = self.runner.first_token + 1
+            request.is_stopped = lambda output: output[-1] == stop
         if bad == 0:
             self.runner.bad.add(request.id)
         self.engine.add(request)
@@ -226,22 +310,26 @@ class EngineMachine(RuleBasedStateMachine):
     def step(self) -> None:
         self.runner.poison()
         work = self.engine.has_work()
-        steps = len(self.runner.plans)
+        steps, landed = len(self.runner.plans), self.runner.landed
         for completion in self.engine.step():
             assert completion.id not in self.answers, "a row is answered twice"
             assert completion.id not in self.cancelled, "a cancelled row is answered"
             self.answers[completion.id] = completion
-        assert (len(self.runner.plans) > steps) == work, "an engine with work idles"
-        if work:
+        launched = len(self.runner.plans) > steps
+        if self.runner.depth == 1:
+            assert launched == work, "an engine with work idles"
+        assert (launched or self.runner.landed > landed) == work, "an engine with work idles"
+        if launched:
             plan = self.runner.plans[-1]
             assert 0 < plan.num_tokens <= self.batch
-            ids = [s.row.request.id for s in plan.rows]
-            assert len(set(ids)) == len(ids), "a row is planned twice"
+            lanes = [*(s.lane for s in plan.rows), *plan.decode.tolist()]
+            assert len(set(lanes)) == len(lanes), "a row is planned twice"
             assert len(self.engine.scheduler.running) <= self.most_running
 
-    @rule()
-    def failing_step(self) -> None:
-        self.runner.fails_next = True
+    @rule(late=st.booleans())
+    def failing_step(self, late: bool) -> None:
+        """The step's launch fails, or the wait for it; so do those of bad rows from now on."""
+        self.runner.fails_next, self.runner.fails_late = True, late
         self.step()
         self.runner.fails_next = False
 
@@ -265,23 +353,31 @@ class EngineMachine(RuleBasedStateMachine):
             limit -= 1
             assert limit > 0, "the engine makes no progress"
         assert set(self.answers) == set(self.requests) - self.cancelled
+        wasted = 0
         for id_, completion in self.answers.items():
             request = self.requests[id_]
             run = self.runner.run_tokens[id_] - completion.computed_tokens - completion.recomputed_tokens
             if completion.finish_reason is FinishReason.ERROR:
                 assert completion.error is not None
                 assert completion.error[0] == "LLM_ENGINE_STEP_FAILED"
-                assert self.runner.failures[id_] == 2, "a row is given up that has not failed alone"
+                failures = self.runner.failures[id_]  # one more where it was preempted before its step failed
+                assert failures == 2 or failures > 2 == self.runner.depth, "a row is given up that has not failed alone"
                 continue
             assert id_ not in self.runner.bad
             assert completion.output == self.runner.answer(request)
             assert completion.prompt_tokens == completion.cached_tokens + completion.computed_tokens
             assert completion.prompt_tokens == len(request.prompt)
-            assert 0 <= run <= len(completion.output) - 1, "tokens were run that no counter shows"
+            decoded = len(completion.output) - 1
+            most = decoded + (self.runner.depth - 1 if completion.finish_reason is FinishReason.STOP else 0)
+            assert 0 <= run <= most, "tokens were run that no counter shows"
             if self.runner.first_token:  # no answer is found in a prompt's pages
-                assert run == len(completion.output) - 1
+                assert run >= decoded
+                wasted += run - decoded
+        if self.runner.first_token and not self.cancelled:
+            assert self.engine.stats().wasted_tokens >= wasted
         scheduler = self.engine.scheduler
         assert not scheduler.running
+        assert not scheduler.in_flight
         assert not len(scheduler.waiting)
         assert not scheduler._suspects
         assert scheduler.cache.tree.protected == 0

@@ -20,7 +20,7 @@ ROOT = RadixTree(1).root
 
 
 def row(sequence: int, prompt: list[int]) -> Row:
-    return Row(Request(sequence, np.array(prompt, np.int32), SamplingParams(max_tokens=1)), sequence, ROOT, 1)
+    return Row(Request(sequence, np.array(prompt, np.int32), SamplingParams(max_tokens=1)), sequence, ROOT)
 
 
 def fill(queue: LongestPrefixFirst, prompts: list[list[int]]) -> list[Row]:

@@ -1,0 +1,69 @@
+"""What one step computes: shares of rows that fill their prompts, and lanes of rows that decode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from spark_llm.engine.cache.radix import Node
+from spark_llm.engine.scheduling.lanes import Ints, Lanes, PageUpdates, Wide
+from spark_llm.engine.scheduling.row import Scheduled
+
+NO_LANES: Ints = np.empty(0, np.int32)
+NO_UPDATES = PageUpdates(NO_LANES, NO_LANES, NO_LANES, NO_LANES)
+
+
+def _none() -> Ints:
+    return NO_LANES
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """``rows`` in the order in which they were planned, then ``decode``; tokens are sampled in this order, too.
+
+    rows: parts of prompts, and resumed rows; all their tokens are known. sampling: int32, lanes of those that sample.
+    decode: int32 [d], lanes that compute one token each, at ``positions`` (int32 [d]): the one sampled last, which
+    the host may not know yet.
+    page_updates: what the lanes' page tables have got since the plan before; a lane whose row is new begins at 0.
+    version: as long as it stays the same, so do the lanes in ``decode``, their order, and every page table.
+    alone: one row of a step that failed, by itself. generations: of the lanes in ``sampling`` and ``decode``.
+    held: nodes whose rows left while the step was in flight; it holds their locks until it is done.
+    """
+
+    step: int
+    lanes: Lanes
+    rows: list[Scheduled] = field(default_factory=list)
+    sampling: Ints = field(default_factory=_none)
+    decode: Ints = field(default_factory=_none)
+    positions: Ints = field(default_factory=_none)
+    generations: Wide = field(default_factory=lambda: np.empty(0, np.int64))
+    page_updates: PageUpdates = NO_UPDATES
+    version: int = 0
+    alone: bool = False
+    held: list[Node] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the step computes."""
+        return sum(s.count for s in self.rows) + len(self.decode)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that the step computes tokens of."""
+        return len(self.rows) + len(self.decode)
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens that the step samples."""
+        return len(self.sampling) + len(self.decode)
+
+    def shares(self) -> list[Scheduled]:
+        """The share of every row, also of those that decode; between the plan and its commit or rollback."""
+        shares = list(self.rows)
+        generations = self.generations[len(self.sampling) :].tolist()
+        for lane, start, generation in zip(self.decode.tolist(), self.positions.tolist(), generations, strict=True):
+            row = self.lanes.rows[lane]
+            if row is not None:
+                shares.append(Scheduled(row, start, 1, samples=True, lane=lane, generation=generation))
+        return shares
