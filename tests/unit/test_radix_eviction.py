@@ -242,7 +242,7 @@ def test_a_second_call_over_the_same_rows_finds_what_fits(share: float) -> None:
                 scheduler.add(Request(1000 * at + row, prompt, SamplingParams(max_tokens=1), hints=hints))
                 while len(scheduler):
                     plan = scheduler.plan()
-                    sampled = {s.row.request.id: 7 for s in plan.rows if s.samples}
+                    sampled = np.full(plan.num_sampled, 7, np.int32)
                     cached += sum(done.cached_tokens for done in scheduler.commit(plan, sampled, frozenset()))
         found[type(eviction)] = cached / (rows * fields)
     assert found[LeastRecentlyUsed] == 0
