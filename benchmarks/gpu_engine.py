@@ -75,8 +75,10 @@ def run(engine: str, shape: str, arguments: argparse.Namespace) -> list[Result]:
     command = [python, str(HERE / script), "--shape", shape, *options]
     if engine != "floor":
         command += ["--workloads", arguments.workloads, "--orders", arguments.orders, "--repeat", str(arguments.repeat)]
-    path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": path})
+    environment = dict(os.environ)
+    if engine.startswith("ours"):  # not for peers: transformers would take our folder ``kernels`` for a package
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     for line in lines:
         print(shape, json.dumps(line), flush=True)

@@ -25,9 +25,9 @@ class Core:
     """The engine in this process: ids in, ids out."""
 
     def __init__(self, job: Job) -> None:
-        from spark_llm.engine.core import Engine
+        from spark_llm.engine.loading import load_engine
 
-        self.engine = Engine.load(spec(job))
+        self.engine = load_engine(spec(job))
         self.sent = 0
 
     def answer(self, rows: Sequence[Row], max_tokens: int) -> list[Answer]:

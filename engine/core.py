@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-
 from spark_llm.engine.cache.manager import CacheManager
 from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.invariants import validate_invariants
@@ -17,6 +16,9 @@ from spark_llm.engine.pipeline import Pipeline, StepRunner
 from spark_llm.engine.request import Completion, FinishReason, Request
 from spark_llm.engine.scheduling.scheduler import Scheduler
 from spark_llm.engine.scheduling.waiting import LongestPrefixFirst
+
+if TYPE_CHECKING:
+    from spark_llm.engine.text.pipeline import TextPipeline
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ class Engine:
     """
 
     def __init__(
-        self, spec: EngineSpec, runner: StepRunner, cache: CacheManager, text: TextPipeline, dtype: str
+        self, spec: EngineSpec, runner: StepRunner, cache: CacheManager, text: TextPipeline | None, dtype: str
     ) -> None:
         self.spec = spec
         self.text = text

@@ -14,6 +14,7 @@ from spark_llm.engine.cuda.inputs import Ints, Staging
 from spark_llm.engine.cuda.pool import DevicePool
 from spark_llm.engine.cuda.sampler import Sampler
 from spark_llm.engine.cuda.step import HostStep, SharedPrefixes, flat_updates, lay_flat
+from spark_llm.engine.model.config import ModelConfig
 from spark_llm.engine.scheduling.plan import StepPlan
 
 _STAGING = 1 << 18  # int32 of inputs at first; grows to what steps need
@@ -53,6 +54,11 @@ class DeviceRunner:
         cuda = decoder.device.type == "cuda"
         self._cuda = cuda
         self._graphs = DecodeGraphs(decoder, pool, layout) if graphs and cuda else None
+
+    @property
+    def config(self) -> ModelConfig:
+        """The shape of the model."""
+        return self.decoder.config
 
     def prepare(self) -> None:
         """Captures the graphs."""

@@ -138,7 +138,7 @@ def _at_random(_source: ModelSource, _config: ModelConfig, shapes: _Shapes, devi
     for name, shape in shapes.items():
         generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
         if len(shape) == 1:
-            yield name, torch.ones(shape, device=device) if name.endswith("weight") else torch.zeros(shape, device=device)
+            yield name, torch.full(shape, float(name.endswith("weight")), device=device)
         else:
             yield name, torch.empty(shape, device=device).normal_(0.0, 0.02, generator=generator)
 

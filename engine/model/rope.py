@@ -12,13 +12,16 @@ from spark_llm.errors import LlmError
 
 
 def rope_table(config: ModelConfig, length: int) -> Tensor:
-    """e^(i * angle) of each position and frequency: complex64 [length, head_dim / 2]. Raises as ``frequencies`` does."""
+    """e^(i * angle) of each position and frequency: complex64 [length, head_dim / 2]. See ``frequencies``."""
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies(config))
     return torch.polar(torch.ones_like(angles), angles)
 
 
 def frequencies(config: ModelConfig) -> Tensor:
-    """Angle a position, scaled as the model says: float32 [head_dim / 2]. LLM_MODEL_UNSUPPORTED for an unknown scaling."""
+    """Angle a position, scaled as the model says: float32 [head_dim / 2].
+
+    LLM_MODEL_UNSUPPORTED for an unknown scaling.
+    """
     half = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
     plain = 1.0 / (config.rope_theta**half)
     scaling = config.rope_scaling or {}

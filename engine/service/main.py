@@ -30,9 +30,9 @@ _FLUSH_SECONDS = 5.0  # for writing the last answers to the result cache when th
 
 
 def load_engine(spec: EngineSpec) -> Engine:
-    from spark_llm.engine.core import Engine  # imports torch: after the watch over the owner has begun
+    from spark_llm.engine import loading  # imports torch: after the watch over the owner has begun
 
-    return Engine.load(spec)
+    return loading.load_engine(spec)
 
 
 def main(load: Callable[[EngineSpec], Engine] = load_engine) -> NoReturn:
@@ -64,6 +64,7 @@ def _serve(order: Order, load: Callable[[EngineSpec], Engine], life: Life) -> No
     from spark_llm.engine.service.loop import EngineLoop
     from spark_llm.engine.service.server import EngineServer
 
+    assert engine.text is not None, "an engine that serves has a tokenizer"
     sys.setswitchinterval(_SWITCH_SECONDS)
     loop = EngineLoop(
         engine,

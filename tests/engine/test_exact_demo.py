@@ -11,7 +11,7 @@ import pytest
 
 from spark_llm.datasets.catalogue import CATALOGUE
 from spark_llm.engine.config import EngineSpec
-from spark_llm.engine.core import Engine
+from spark_llm.engine.loading import load_engine
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]  # a busy machine takes minutes
 
@@ -87,7 +87,7 @@ def test_half_precision_weights_answer_nearly_the_same(
     demo_model: Any, reviews: list[list[int]], expected: Any, dtype: str
 ) -> None:
     """As a user asks for them: rounded to the format, computed in whatever this CPU is good at."""
-    engine = Engine.load(EngineSpec(dtype=dtype, kv_cache_memory=256 << 20, check_invariants=True))  # type: ignore[arg-type]
+    engine = load_engine(EngineSpec(dtype=dtype, kv_cache_memory=256 << 20, check_invariants=True))  # type: ignore[arg-type]
     assert engine.dtype == dtype
     answers = demo_model.answer(demo_model.requests(reviews[:32], 1), engine=engine)
     same = [a.output[0] == e[0] for a, e in zip(answers, expected.outputs, strict=False)]

@@ -1,0 +1,197 @@
+"""Attention of work items over a paged K/V pool: extend, decode and shared prefix in one Triton kernel.
+
+A work item says which queries of the step attend to which run of keys of which lane; a token's results of several items
+are merged by log-sum-exp (FlashAttention-2, arXiv 2307.08691; FlashInfer, arXiv 2501.01005, section 3). The query heads of
+one kv head lie side by side in a tile, so that K and V are read once for all of them.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_LOG2E = 1.4426950408889634
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _attend(
+    q, k_pool, v_pool, table, order, items, out, part_out, part_lse,
+    scale, tokens, width, slot_stride,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr, PAGE: tl.constexpr,
+    TILE: tl.constexpr, KEYS: tl.constexpr, EXACT: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    item = items + tl.program_id(0) * 8
+    kv_head = tl.program_id(1)
+    count = tl.load(item + 1)
+    if count == 0:
+        return
+    first, lane = tl.load(item), tl.load(item + 2)
+    start, stop, causal = tl.load(item + 3), tl.load(item + 4), tl.load(item + 5)
+
+    rows = tl.arange(0, TILE)
+    query = rows // GROUP
+    head = kv_head * GROUP + rows % GROUP
+    is_real = query < count
+    token = tl.load(order + first + query, mask=is_real, other=0).to(tl.int64)
+    dims = tl.arange(0, DIM_PADDED)
+    in_dim = dims < DIM
+    q_at = (token * HEADS + head)[:, None] * DIM + dims[None, :]
+    queries = tl.load(q + q_at, mask=is_real[:, None] & in_dim[None, :], other=0.0)
+    if UPCAST:
+        queries = queries.to(tl.float32)
+    limit = tl.where(is_real, stop, start + 1)
+    if causal >= 0:
+        limit = tl.minimum(limit, causal + query + 1)
+
+    most = tl.full((TILE,), -float("inf"), tl.float32)
+    total = tl.zeros((TILE,), tl.float32)
+    sums = tl.zeros((TILE, DIM_PADDED), tl.float32)
+    pages = table + lane.to(tl.int64) * width
+    head_at = kv_head * DIM + dims
+    # keys that every query sees need no mask
+    seen = stop
+    if causal >= 0:
+        seen = tl.minimum(stop, causal + 1)
+    unmasked = start + (seen - start) // KEYS * KEYS
+    for at in range(start, unmasked, KEYS):
+        keys = at + tl.arange(0, KEYS)
+        slots = _slots(pages, keys, PAGE)
+        kv_at = slots[:, None] * slot_stride + head_at[None, :]
+        k = tl.load(k_pool + kv_at, mask=in_dim[None, :], other=0.0) if DIM != DIM_PADDED else tl.load(k_pool + kv_at)
+        v = tl.load(v_pool + kv_at, mask=in_dim[None, :], other=0.0) if DIM != DIM_PADDED else tl.load(v_pool + kv_at)
+        scores = _dot(queries, k, EXACT, UPCAST) * scale
+        most, total, sums = _add(scores, v, most, total, sums, EXACT, UPCAST)
+    for at in range(unmasked, stop, KEYS):
+        keys = at + tl.arange(0, KEYS)
+        inside = keys < stop
+        slots = _slots(pages, tl.where(inside, keys, start), PAGE)
+        kv_at = slots[:, None] * slot_stride + head_at[None, :]
+        wanted = inside[:, None] & in_dim[None, :]
+        k = tl.load(k_pool + kv_at, mask=wanted, other=0.0)
+        v = tl.load(v_pool + kv_at, mask=wanted, other=0.0)
+        scores = _dot(queries, k, EXACT, UPCAST) * scale
+        scores = tl.where(keys[None, :] < limit[:, None], scores, -float("inf"))
+        most, total, sums = _add(scores, v, most, total, sums, EXACT, UPCAST)
+
+    result = sums / total[:, None]
+    wanted = is_real[:, None] & in_dim[None, :]
+    if tl.load(item + 7) != 0:
+        tl.store(out + q_at, result.to(out.dtype.element_ty), mask=wanted)
+    else:
+        part = tl.load(item + 6).to(tl.int64) * tokens + token
+        part_at = part * HEADS + head
+        tl.store(part_out + part_at[:, None] * DIM + dims[None, :], result, mask=wanted)
+        tl.store(part_lse + part_at, most + tl.log2(total), mask=is_real)
+
+
+@triton.jit
+def _slots(pages, keys, PAGE: tl.constexpr):
+    if PAGE == 1:
+        return tl.load(pages + keys).to(tl.int64)
+    return tl.load(pages + keys // PAGE).to(tl.int64) * PAGE + keys % PAGE
+
+
+@triton.jit
+def _dot(queries, k, EXACT: tl.constexpr, UPCAST: tl.constexpr):
+    if UPCAST:
+        k = k.to(tl.float32)
+    if EXACT:
+        return tl.dot(queries, tl.trans(k), input_precision="ieee")
+    return tl.dot(queries, tl.trans(k))
+
+
+@triton.jit
+def _add(scores, v, most, total, sums, EXACT: tl.constexpr, UPCAST: tl.constexpr):
+    """Online softmax, base 2."""
+    new = tl.maximum(most, tl.max(scores, 1))
+    # a row that has seen no key yet has no maximum
+    base = tl.where(new == -float("inf"), 0.0, new)
+    weights = tl.exp2(scores - base[:, None])
+    shrink = tl.exp2(most - base)
+    total = total * shrink + tl.sum(weights, 1)
+    sums = sums * shrink[:, None]
+    if UPCAST:
+        v = v.to(tl.float32)
+    if EXACT:
+        sums = tl.dot(weights.to(v.dtype), v, sums, input_precision="ieee")
+    else:
+        sums = tl.dot(weights.to(v.dtype), v, sums)
+    return new, total, sums
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _merge(
+    part_out, part_lse, num_parts, out, tokens, HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr
+):
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    parts = tl.load(num_parts + token)
+    if parts <= 1:
+        return
+    dims = tl.arange(0, DIM_PADDED)
+    in_dim = dims < DIM
+    at = token * HEADS + head
+    stride = tokens.to(tl.int64) * HEADS
+    most = tl.load(part_lse + at)
+    total = 1.0
+    sums = tl.load(part_out + at * DIM + dims, mask=in_dim, other=0.0)
+    for part in range(1, parts):
+        lse = tl.load(part_lse + at + part * stride)
+        new = tl.maximum(most, lse)
+        mine, theirs = tl.exp2(most - new), tl.exp2(lse - new)
+        more = tl.load(part_out + (at + part * stride) * DIM + dims, mask=in_dim, other=0.0)
+        sums = sums * mine + more * theirs
+        total = total * mine + theirs
+        most = new
+    tl.store(out + at * DIM + dims, (sums / total).to(out.dtype.element_ty), mask=in_dim)
+
+
+def _launch_options(tile: int, dim: int) -> tuple[int, int, int]:
+    """Keys a block, warps, stages."""
+    if tile <= 16:
+        return (64 if dim > 64 else 128), 4, 3
+    if tile <= 64:
+        return 64, 4, 3
+    return 64, 8 if dim > 64 else 4, 3
+
+
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def attend(
+    q: Tensor, k_pool: Tensor, v_pool: Tensor, table: Tensor, order: Tensor, items: Tensor, out: Tensor,
+    part_out: Tensor, part_lse: Tensor, *, page_size: int, scale: float, tile: int,
+    options: tuple[int, int, int] | None = None,
+) -> None:  # fmt: skip
+    _, heads, dim = q.shape
+    kv_heads = k_pool.shape[1]
+    keys, warps, stages = options or _launch_options(tile, dim)
+    exact = q.dtype == torch.float32
+    if exact:
+        keys, stages = min(keys, 32), 2
+    _attend[(len(items), kv_heads)](
+        q, k_pool, v_pool, table, order, items, out, part_out, part_lse,
+        scale * _LOG2E, part_lse.shape[1] if part_lse.dim() == 3 else 0, table.shape[1], kv_heads * dim,
+        HEADS=heads, GROUP=heads // kv_heads, DIM=dim, DIM_PADDED=triton.next_power_of_2(max(16, dim)), PAGE=page_size,
+        TILE=tile, KEYS=keys, EXACT=exact, UPCAST=_INTERPRETED and q.dtype == torch.bfloat16,
+        num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+
+
+def merge_parts(part_out: Tensor, part_lse: Tensor, num_parts: Tensor, out: Tensor) -> None:
+    _, tokens, heads, dim = part_out.shape
+    _merge[(tokens, heads)](
+        part_out,
+        part_lse,
+        num_parts,
+        out,
+        tokens,
+        HEADS=heads,
+        DIM=dim,
+        DIM_PADDED=triton.next_power_of_2(dim),
+        num_warps=1,
+    )
