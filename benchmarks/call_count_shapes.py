@@ -250,7 +250,33 @@ SHAPES = (
             None,
             means=f"SELECT * FROM {SIX} x {kind} JOIN d y ON (x.id + y.k) % 4 = 0",
         )
-        for kind in ("LEFT", "RIGHT", "FULL", "LEFT SEMI", "LEFT ANTI")
+        for kind in ("LEFT", "RIGHT", "FULL")
+    ),
+    # Of a left row's 8 pairs 2 match, so that rounds of 1, 2 and 4 pairs hold a match, in whichever order they come.
+    *(
+        Shape(
+            f"LEFT {kind} JOIN ON a call",
+            f"SELECT * FROM {SIX} x LEFT {kind} JOIN d y ON {PAIR} = '0'",
+            6,
+            None,
+            most=6 * 7,
+            means=f"SELECT * FROM {SIX} x LEFT {kind} JOIN d y ON (x.id + y.k) % 4 = 0",
+        )
+        for kind in ("SEMI", "ANTI")
+    ),
+    Shape(
+        "LEFT SEMI JOIN ON a call that is always true",
+        f"SELECT * FROM {SIX} x LEFT SEMI JOIN d y ON {PAIR} >= '0'",
+        6,
+        None,
+        means=f"SELECT * FROM {SIX} x",
+    ),
+    Shape(
+        "LEFT ANTI JOIN ON a call that is never true",
+        f"SELECT * FROM {SIX} x LEFT ANTI JOIN d y ON {PAIR} = '4'",
+        48,
+        None,
+        means=f"SELECT * FROM {SIX} x",
     ),
     # windows and subqueries
     Shape("window over the answer", f"SELECT id, rank() OVER (PARTITION BY k ORDER BY {A}, id) AS n FROM t", 40, 40),
@@ -279,6 +305,14 @@ SHAPES = (
         "SELECT id FROM t WHERE EXISTS (SELECT 1 FROM s WHERE s.id = t.id AND llm('sum mod 16', s.id) = '0')",
         5,
         5,
+    ),
+    Shape(
+        "EXISTS over a call on pairs",
+        f"SELECT id FROM {SIX} x WHERE EXISTS (SELECT 1 FROM d y WHERE {PAIR} = '0')",
+        6,
+        None,
+        most=6 * 7,
+        means=f"SELECT id FROM {SIX} x WHERE EXISTS (SELECT 1 FROM d y WHERE (x.id + y.k) % 4 = 0)",
     ),
     Shape("IN over answers", f"SELECT id FROM t WHERE k IN (SELECT int({A}) FROM t WHERE id < 2)", 2, 2),
 )

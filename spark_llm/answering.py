@@ -2,7 +2,8 @@
 
 A window goes through the task's calls: all at once, or one after the other where a filter's conditions drop rows on the
 way. Several windows are in flight, so that the engine has work while Spark reads and writes; under a limit it is one,
-of the size that the engine grants, and none once the query has its rows. This module knows no Spark.
+of the size that the engine grants, and none once the query has its rows. Where one match of a join's left row is
+enough, a window's pairs are asked in rounds (first_match.py). This module knows no Spark.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from spark_llm.asking import Answers, Asker, Bools, CallRows, Ints
 from spark_llm.call import Condition
 from spark_llm.condition import judge
 from spark_llm.engine.service.client import LimitReached
+from spark_llm.first_match import FirstMatches, PairWindow
 from spark_llm.predicate_order import PredicateOrder
 
 _VERDICTS = 10_000  # on rows with equal answers that are remembered
+_PAIR_BYTES = 64 << 20  # of pairs that are read ahead, since at first few of them are asked
 
 # (rows finished so far, how many of them are hits, the input has ended) -> rows to ask next; 0: the query has enough.
 Grant = Callable[[int, int, bool], int]
@@ -32,7 +35,9 @@ class Flow:
 
     window_rows: the most rows of a window. windows_in_flight: how many windows' rows of a call may wait for the engine.
     conditions: on the answers; a row that cannot meet one of them is not asked any further. order: what is known of the
-    calls' costs; None: all calls are asked at once. grant: asked for the size of each window, under a limit.
+    calls' costs; None: all calls are asked at once. grant: asked for the size of each window, under a limit. pair: the
+    column with the id of each row's left row, where the rows are a join's pairs and the first that meets the conditions
+    is enough; None: they are not.
     """
 
     window_rows: int
@@ -40,6 +45,7 @@ class Flow:
     conditions: Sequence[Condition] = ()
     order: PredicateOrder | None = None
     grant: Grant | None = None
+    pair: int | None = None
 
 
 class RowSource:
@@ -73,7 +79,8 @@ class RowSource:
 class _Window:
     """alive: bool [rows], the rows that no condition has dropped. plan: int64 [rows, calls], the calls of each row in
     the order in which they are asked, None: all at once. stage: how many stages have been asked. learns: its rows take
-    turns, and the windows behind it wait for what it finds."""
+    turns, and the windows behind it wait for what it finds. pairs: of a join; then ``turn``, bool [rows], are those of
+    the current round. size: bytes."""
 
     calls: list[CallRows]
     alive: Bools
@@ -82,9 +89,16 @@ class _Window:
     stage: int = 0
     done: bool = False
     hits: int = 0
+    pairs: PairWindow | None = None
+    turn: Bools | None = None
+    size: int = 0
 
     def is_open(self) -> bool:
         return any(rows.open for rows in self.calls)
+
+    def asked_now(self) -> Bools:
+        """The rows that no condition has dropped, of the current round."""
+        return self.alive if self.turn is None else self.alive & self.turn
 
     def asked_in(self, stage: int, call: int) -> Bools:
         """The rows that are asked about a call in this stage, if they are alive then."""
@@ -106,7 +120,10 @@ class Answering:
         self.read = 0
         self.ended = False
         self._flow = flow
-        self._judges = bool(flow.conditions) and (flow.order is not None or flow.grant is not None)
+        self._judges = bool(flow.conditions) and (
+            flow.order is not None or flow.grant is not None or flow.pair is not None
+        )
+        self._matches = FirstMatches()
         self._queue: deque[_Window] = deque()
         self._verdicts: dict[tuple[object, ...], bool | None] = {}
         self._known = [(0, 0)] * len(askers)  # answers and tokens that the order has heard of
@@ -149,9 +166,10 @@ class Answering:
         if (flow.grant is not None and not self._enough) or any(window.learns for window in self._queue):
             return False
         most = flow.window_rows * flow.windows_in_flight
-        return len(self._queue) <= flow.windows_in_flight and all(
-            asker.unanswered + flow.window_rows <= most for asker in self.askers
-        )
+        has_room = len(self._queue) <= flow.windows_in_flight
+        if flow.pair is not None:
+            has_room = has_room or sum(window.size for window in self._queue) < _PAIR_BYTES
+        return has_room and all(asker.unanswered + flow.window_rows <= most for asker in self.askers)
 
     def _take(self, source: RowSource) -> None:
         order = self._flow.order
@@ -170,6 +188,10 @@ class Answering:
         if order is not None and not self._enough:
             window.learns = order.left > 0
             window.plan = order.plan(rows)
+        if (pair := self._flow.pair) is not None:
+            window.pairs = self._matches.window(columns[pair].to_numpy())
+            window.turn = np.zeros(rows, np.bool_)
+            window.size = sum(column.nbytes for column in columns)
         self._queue.append(window)
         self._advance(window)
 
@@ -207,17 +229,30 @@ class Answering:
         while not window.done and not window.is_open():
             if self._judges and window.alive.any():
                 self._judge(window)
-            if window.stage == stages or not window.alive.any():
-                window.done, window.learns = True, False
-                return
+            if window.stage == stages or not window.asked_now().any():
+                if not self._next_round(window):
+                    return
+                continue
             for call, (asker, rows) in enumerate(zip(self.askers, window.calls, strict=True)):
-                asker.ask(rows, window.alive & window.asked_in(window.stage, call))
+                asker.ask(rows, window.asked_now() & window.asked_in(window.stage, call))
             window.stage += 1
+
+    def _next_round(self, window: _Window) -> bool:
+        """Begin the next round of a window's pairs; False: there is none, now or at all (then the window is done)."""
+        if window.pairs is not None:
+            window.turn = self._matches.next_round(window.pairs, window.alive)
+            window.stage = 0
+            if window.turn.any():
+                return True
+            if (window.alive & ~window.pairs.had).any():
+                return False  # an earlier window asks about the same left rows
+        window.done, window.learns = True, False
+        return False
 
     def _judge(self, window: _Window) -> None:
         """Drop the rows that cannot meet the conditions any more, and count those that do."""
         known = [(rows.request >= 0) | ~rows.askable for rows in window.calls]
-        before = window.alive.copy()
+        before = window.asked_now().copy()
         positions = np.flatnonzero(before & np.logical_or.reduce(known))
         answers = [rows.texts()[positions].tolist() for rows in window.calls]
         masks = [is_known[positions].tolist() for is_known in known]
@@ -226,6 +261,8 @@ class Answering:
         ]
         window.alive[positions[[verdict is False for verdict in verdicts]]] = False
         window.hits = sum(verdict is True for verdict in verdicts)
+        if window.pairs is not None:
+            self._matches.found(window.pairs, positions[[verdict is True for verdict in verdicts]], window.alive)
         if window.stage:
             self._learn(window, before)
 

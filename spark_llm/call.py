@@ -125,7 +125,8 @@ class GroupSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     conditions: those that the filter above puts on the answers; empty: none is known. A row for which one of them
     cannot hold any more is dropped there, so that its other calls need not be asked (they are NULL).
     limit: how many rows of those that meet the conditions the query needs in all, 0: all. node: names the group within
-    its query, for counting them.
+    its query, for counting them. pair: number, as in arguments, of the column with the id of the left row, where the
+    rows are pairs of a join and a left row needs one pair that meets the conditions; None: they are not.
     """
 
     calls: tuple[CallSpec, ...]
@@ -133,6 +134,7 @@ class GroupSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     conditions: tuple[Condition, ...] = ()
     limit: int = 0
     node: str = ""
+    pair: int | None = None
 
     def encode(self) -> str:
         """The JSON text that stands in the plan."""

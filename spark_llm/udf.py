@@ -154,6 +154,7 @@ class _Task:
             conditions=group.conditions,
             order=order,
             grant=self._grants() if self._limit else None,
+            pair=group.pair,
         )
 
     def _grants(self) -> Grant:
@@ -199,6 +200,8 @@ def _arrow_columns(first: Batch, batches: Iterator[Batch], rows: int, group: Gro
     """Prompts, fields and masks of all batches as arrays of at most ``rows`` rows."""
     masks = {columns[-1] for spec, columns in zip(group.calls, group.arguments, strict=True) if spec.masked}
     types = [pa.bool_() if number in masks else pa.utf8() for number in range(len(first) - 1)]
+    if group.pair is not None:
+        types[group.pair] = pa.int64()
     batch: Batch | None = first
     while batch is not None:
         for start in range(0, len(batch[0]), rows):

@@ -6,6 +6,7 @@ from spark_llm.optimizer.catalyst.runner import Rule
 from spark_llm.optimizer.rules.aggregate_distinct import aggregate_distinct
 from spark_llm.optimizer.rules.count_pairs import count_pairs
 from spark_llm.optimizer.rules.deduplicate_prompts import deduplicate_prompts
+from spark_llm.optimizer.rules.first_match import first_match
 from spark_llm.optimizer.rules.fuse_calls import fuse_calls
 from spark_llm.optimizer.rules.keep_budget import keep_budget
 from spark_llm.optimizer.rules.limit_before_calls import limit_before_calls
@@ -39,6 +40,7 @@ RULES: tuple[Rule, ...] = (
     Rule("reorderColumns", reorder_columns),  # changes prompts
     Rule("orderLlmPredicates", order_llm_predicates),
     Rule("limitBeforeCalls", limit_into_filter),  # of the nodes that it made
+    Rule("semanticJoin", first_match),  # of the nodes that they made
     Rule("fuseCalls", fuse_calls),
     Rule("deduplicatePrompts", deduplicate_prompts),
     Rule("reorderRows", reorder_rows),  # by the prompts that the others made

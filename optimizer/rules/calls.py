@@ -17,7 +17,7 @@ class Call:
     """One llm() call: ``node`` is the ArrowEvalPython that evaluates it, ``udf`` its PythonUDF there.
 
     mask: the BOOLEAN that says which rows are asked, None: all. group: of the call where it shares its UDF with others,
-    then ``member`` is its number there.
+    then ``member`` is its number there. pair: the id of the left row whose pair a row is (``GroupSpec.pair``).
     """
 
     node: Node
@@ -28,6 +28,7 @@ class Call:
     mask: Expression | None = None
     group: GroupSpec | None = None
     member: int = 0
+    pair: Expression | None = None
 
     @property
     def arguments(self) -> tuple[Expression, ...]:
@@ -84,9 +85,10 @@ def calls_of(node: Node) -> list[Call]:
             found.append(_call(node, udf, CallSpec.decode(literal_text(text)), columns))
             continue
         group = GroupSpec.decode(literal_text(text))
+        pair = None if group.pair is None else columns[group.pair]
         for member, (spec, numbers) in enumerate(zip(group.calls, group.arguments, strict=True)):
             call = _call(node, udf, spec, [columns[number] for number in numbers])
-            found.append(dataclasses.replace(call, group=group, member=member))
+            found.append(dataclasses.replace(call, group=group, member=member, pair=pair))
     return found
 
 
@@ -203,6 +205,9 @@ def _udf(members: list[Call], catalyst: Catalyst, function: Function | None) -> 
     else:
         columns, numbers = joint_columns([call.arguments for call in members], catalyst)
         group = msgspec.structs.replace(first.group, calls=tuple(specs), arguments=numbers)
+        if first.pair is not None:
+            group = msgspec.structs.replace(group, pair=len(columns))
+            columns.append(first.pair)
         children = [catalyst.literal(group.encode()), *columns]
     udf = first.udf
     return catalyst.expressions.PythonUDF(

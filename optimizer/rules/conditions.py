@@ -32,9 +32,14 @@ def conjuncts(filter_node: Node, bottom: Node, answers: Sequence[Expression], ca
 
     answers: what stands for answers in those terms; conditions have their numbers.
     """
-    found = catalyst.questions("Conditions").conjuncts(
-        filter_node.condition(), filter_node.child(), bottom, catalyst.seq(answers)
-    )
+    return condition_conjuncts(filter_node.condition(), filter_node.child(), bottom, answers, catalyst)
+
+
+def condition_conjuncts(
+    condition: Expression, top: Node, bottom: Node, answers: Sequence[Expression], catalyst: Catalyst
+) -> list[Conjunct]:
+    """The same of a condition over the output of ``top``."""
+    found = catalyst.questions("Conditions").conjuncts(condition, top, bottom, catalyst.seq(answers))
     return [
         Conjunct(
             expression=row[0],

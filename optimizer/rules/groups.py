@@ -46,8 +46,12 @@ def group_node(
     context: Context,
     conditions: Sequence[Condition] = (),
     limit: int = 0,
+    pair: Expression | None = None,
 ) -> Node:
-    """``child`` with the members' columns, answered by one UDF. A limit makes the group one of its own in the query."""
+    """``child`` with the members' columns, answered by one UDF. A limit makes the group one of its own in the query.
+
+    pair: the id of a pair's left row, of whose pairs one match is enough (``GroupSpec.pair``).
+    """
     catalyst = context.catalyst
     specs = [member.call.spec for member in members]
     columns, numbers = joint_columns([member.arguments for member in members], catalyst)
@@ -63,12 +67,13 @@ def group_node(
         limit=limit,
         # Planned once, so unique: two nodes of a query must not count each other's rows.
         node=f"{identity.id()}" if limit else "",
+        pair=None if pair is None else len(columns),
     )
     made = catalyst.expressions.PythonUDF(
         GROUP_NAME,
         udf.func() if function is None else function,
         udf.dataType(),
-        catalyst.seq([catalyst.literal(group.encode()), *columns]),
+        catalyst.seq([catalyst.literal(group.encode()), *columns, *([] if pair is None else [pair])]),
         udf.pythonEvalType(),
         True,
         identity,

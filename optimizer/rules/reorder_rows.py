@@ -108,10 +108,13 @@ def _placed(node: Node, calls: list[Call], keys: list[Expression], parts: Partit
         # The function knows fields only; and its first bytes are those that the exchange hashes.
         columns = [attribute, *(call.prompt for call in calls if not call.has_constant_prompt)]
         hashed = [catalyst.expressions.Substring(attribute, catalyst.number(1), catalyst.number(SLOT_BYTES))]
+    why = parts.why
     if parts.count:
+        if calls[0].pair is not None:  # one match of a left row is enough, wherever its pairs stand in prompt order
+            hashed, why = [calls[0].pair], f"sorted in {parts.count} partitions of whole left rows"
         child = catalyst.repartition(hashed, child, parts.count)
     child = catalyst.plans.Sort(catalyst.seq(map(catalyst.ascending, columns)), False, child, catalyst.none)
-    rows = RowPlan(order_why=parts.why, is_sorted=True, partitions=parts.count)
+    rows = RowPlan(order_why=why, is_sorted=True, partitions=parts.count)
     call_node = rebuilt(node, [_with_rows(call, rows) for call in calls], catalyst, child)
     return catalyst.plans.Project(output, call_node) if aliases or parts.table is not None else call_node
 

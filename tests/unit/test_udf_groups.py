@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from spark_llm.condition import judge
 from spark_llm.engine.service.client import LimitReached
 from spark_llm.engine.service.protocol import ANSWER_SCHEMA
 from spark_llm.errors import LlmError
+from spark_llm.first_match import FirstMatches
 from spark_llm.predicate_order import PredicateOrder, predicate_order
 
 OVER_BUDGET = str(LlmError("LLM_BUDGET_EXCEEDED", key="spark.llm.budget.maxCalls", limit="9", spent="10 calls"))
@@ -128,8 +130,10 @@ def group(
     return Answering(askers, Flow(**({"windows_in_flight": 2} | flow)))
 
 
-def run(answering: Answering, rows: Sequence[Row], batch: int = 5) -> list[tuple[str | None, ...]]:
-    """The answers of each row."""
+def run(
+    answering: Answering, rows: Sequence[Row], batch: int = 5, lefts: Sequence[int] | None = None
+) -> list[tuple[str | None, ...]]:
+    """The answers of each row. lefts: of each row the left row whose pair it is."""
     calls = len(answering.askers)
 
     def batches() -> Iterator[list[pa.Array]]:
@@ -140,6 +144,7 @@ def run(answering: Answering, rows: Sequence[Row], batch: int = 5) -> list[tuple
                 *prompts,
                 pa.array([row[0] for row in part], pa.utf8()),
                 pa.array([row[1] for row in part], pa.bool_()),
+                *([] if lefts is None else [pa.array(lefts[start : start + batch], pa.int64())]),
             ]
 
     found = []
@@ -409,3 +414,77 @@ def test_a_group_tells_how_far_each_call_is() -> None:
     run(answering, values(20))
     assert seen[-1] == (20, 20)
     assert all(0 <= part <= 20 for told in seen for part in told)
+
+
+@given(
+    lefts=st.lists(st.integers(0, 5), max_size=80),
+    is_by_left=st.booleans(),
+    nulls=st.sets(st.integers(0, 80)),
+    hidden=st.sets(st.integers(0, 80)),
+    shares=st.tuples(st.integers(1, 12), st.integers(1, 3)),
+    calls=st.integers(1, 2),
+    window_rows=st.integers(1, 30),
+    in_flight=st.integers(1, 3),
+    seed=st.integers(0, 20),
+)
+@settings(deadline=None)
+def test_pairs_are_asked_until_one_of_their_left_row_matches(
+    lefts: list[int],
+    is_by_left: bool,
+    nulls: set[int],
+    hidden: set[int],
+    shares: tuple[int, int],
+    calls: int,
+    window_rows: int,
+    in_flight: int,
+    seed: int,
+) -> None:
+    """The left rows with a match are those that asking all pairs finds, within the bound of first_match.py."""
+    lefts = sorted(lefts) if is_by_left else lefts
+    rows: list[Row] = [(None if n in nulls else str(n), n not in hidden) for n in range(len(lefts))]
+    answer = says_yes(*shares)
+    engine = FakeEngine(answer, seed)
+    answering = group(
+        engine,
+        calls,
+        masked=True,
+        window_rows=window_rows,
+        windows_in_flight=in_flight,
+        conditions=all_yes(calls),
+        order=PredicateOrder(calls) if calls > 1 else None,
+        pair=calls + 2,
+    )
+    found = run(answering, rows, 7, lefts)
+    asked = {value for _, value in engine.asked}
+    for left in set(lefts):
+        pairs = [number for number in range(len(lefts)) if lefts[number] == left]
+        askable = [n for n in pairs if n not in nulls and n not in hidden]
+        matches = [n for n in askable if all(answer(f"p{call}", str(n)) == "yes" for call in range(calls))]
+        assert any(found[n] == ("yes",) * calls for n in pairs) == bool(matches)
+        first = pairs.index(matches[0]) + 1 if matches else len(pairs)
+        asked_here = [n for n in pairs if str(n) in asked]
+        assert len(asked_here) <= 2 * first - 1
+        assert set(asked_here) >= {n for n in askable if pairs.index(n) < first}
+    assert len(engine.asked) == len(set(engine.asked))
+    assert all(stream.closed for stream in engine.streams)
+
+
+def test_left_rows_have_their_rounds_side_by_side() -> None:
+    """1,000 left rows of 8 pairs, in windows of 100 pairs: what is asked first is a pair of hundreds of them."""
+    engine = FakeEngine(says_yes(10_000_000))
+    answering = group(engine, 1, window_rows=100, windows_in_flight=4, conditions=all_yes(1), pair=3)
+    pairs: list[Row] = [(str(1 + number), True) for number in range(8000)]
+    run(answering, pairs, 1000, [number // 8 for number in range(8000)])
+    assert len(engine.asked) == 8000
+    assert len({(int(value) - 1) // 8 for _, value in engine.asked[:250]}) == 250
+
+
+def test_what_a_task_forgets_of_a_left_row_is_asked_again_at_most() -> None:
+    matches = FirstMatches(remembered=1)
+    windows = [matches.window(np.array([1, 2, 3, 1, 2, 3])) for _ in range(2)]
+    alive = [np.ones(6, np.bool_) for _ in windows]
+    assert matches.next_round(windows[0], alive[0]).sum() == 3
+    for _ in range(9):
+        for window, left in zip(windows, alive, strict=True):
+            matches.next_round(window, left)
+    assert all(window.had.all() for window in windows)
