@@ -136,7 +136,8 @@ class LongestPrefixFirst:
         at = self._rows.bisect_key_left((self._cursor, -1))
         after: Row = self._rows[at if at < len(self._rows) else 0]  # past the end: begin anew
         before: Row = self._rows[at - 1] if at else after
-        if shared_tokens(before.key, self._cursor) > shared_tokens(after.key, self._cursor):
+        shared = KEY_BYTES * shared_tokens(after.key, self._cursor)
+        if shared < len(self._cursor) and before.key.startswith(self._cursor[: shared + KEY_BYTES]):
             return before
         self._begins_anew = at == len(self._rows)
         return after
