@@ -1,9 +1,14 @@
-"""What a step of scheduling and cache work costs when 100, 10,000 or 100,000 rows wait. No model runs.
+"""What scheduling and cache work cost: a step when 100, 10,000 or 100,000 rows wait, and a row of a large batch.
+
+No model runs.
 
     .venv/bin/python benchmarks/scheduler_scale.py
 
 Rows that are done are replaced, so the number that wait stays. Two passes over the same rows: one is timed, one
 counts operations (calls of Python and C functions), which no other load on the machine can change.
+
+The large batch is what a GPU is given: 4,096 rows of 576 tokens over 128 prefixes, all running at a time, and a second
+step planned while one is in flight. Its times are processor time, the best of several passes.
 """
 
 from __future__ import annotations
@@ -31,6 +36,9 @@ WAITING = (100, 10_000, 100_000)
 SHARED, OWN, GROUP, OUTPUT = 96, 32, 8, 4  # tokens and rows; short, so that 100,000 rows fit in memory
 PAGES = 16_384  # small enough that steps evict, too
 WARM_STEPS, STEPS = 50, 200
+BATCH_ROWS, BATCH_PREFIXES, BATCH_SHARED, BATCH_OWN, BATCH_TOKENS = 4096, 128, 512, 64, 8192
+BATCH_OUTPUT, LONG_OUTPUT = 16, 128
+PASSES = 5
 OUT = Path(__file__).resolve().parent.parent / "artifacts" / "scheduler_scale.json"
 
 
@@ -74,9 +82,8 @@ class Queue:
     def step(self) -> tuple[int, int, int]:
         """One step: tokens and rows that it scheduled, rows that it admitted."""
         plan = self.scheduler.plan()
-        sampled = {s.row.request.id: 7 for s in plan.rows if s.samples}
-        self.scheduler.commit(plan, sampled, frozenset())
-        return plan.num_tokens, len(plan.rows), sum(s.admitted for s in plan.rows)
+        self.scheduler.commit(plan, np.full(plan.num_sampled, 7, np.int32), frozenset())
+        return plan.num_tokens, plan.num_rows, sum(s.admitted for s in plan.rows)
 
 
 def operations(call: Callable[[], Any]) -> tuple[int, Any]:
@@ -127,6 +134,55 @@ def measure(waiting: int, steps: int = STEPS) -> Cost:
     )
 
 
+@dataclass(frozen=True)
+class BatchCost:
+    """Of the large batch. seconds: all of it; a row: from its arrival to its answer; decoded: a row in one step."""
+
+    page_size: int
+    seconds: float
+    row_microseconds: float
+    decoded_microseconds: float
+
+
+def measure_batch(page_size: int) -> BatchCost:
+    """Best of several passes of the large batch; decoding is measured with longer answers."""
+    seconds = min(_run_batch(page_size, BATCH_OUTPUT)[0] for _ in range(PASSES))
+    decoding = min(_run_batch(page_size, LONG_OUTPUT)[1] for _ in range(PASSES))
+    return BatchCost(page_size, seconds, 1e6 * seconds / BATCH_ROWS, 1e6 * decoding)
+
+
+def _run_batch(page_size: int, output: int) -> tuple[float, float]:
+    """Processor seconds of the batch, and of a row in those steps that decode every row and end none."""
+    rng = np.random.default_rng(0)
+    prefixes = rng.integers(0, 49_152, (BATCH_PREFIXES, BATCH_SHARED), dtype=np.int32)
+    own = rng.integers(0, 49_152, (BATCH_ROWS, BATCH_OWN), dtype=np.int32)
+    of_row = np.arange(BATCH_ROWS) * BATCH_PREFIXES // BATCH_ROWS
+    params = SamplingParams(max_tokens=output, ignore_eos=True)
+    requests = [Request(i, np.concatenate([prefixes[of_row[i]], own[i]]), params) for i in range(BATCH_ROWS)]
+    pages = BATCH_ROWS * -(-(BATCH_OWN + output + page_size) // page_size) + prefixes.size // page_size
+    scheduler = Scheduler(
+        CacheManager(pages, page_size),
+        LongestPrefixFirst(),
+        max_batch_tokens=BATCH_TOKENS,
+        max_running_rows=BATCH_ROWS,
+    )
+    started = time.process_time()
+    decoding, rows = 0.0, 0
+    for request in requests:
+        scheduler.add(request)
+    while len(scheduler) or scheduler.in_flight:
+        before = time.process_time()
+        plan = scheduler.plan()
+        ended = 0
+        if len(scheduler.in_flight) > 1 or not plan.num_rows:
+            oldest = scheduler.in_flight[0]
+            ended = len(scheduler.commit(oldest, np.full(oldest.num_sampled, 7, np.int32), {2}))
+        if not plan.rows and not ended and len(plan.decode) == BATCH_ROWS:
+            decoding += time.process_time() - before
+            rows += BATCH_ROWS
+    return time.process_time() - started, decoding / rows if rows else 0.0
+
+
 def report(record: dict[str, Any]) -> str:
     """A run as text, from its JSON record."""
     costs = [Cost(**cost) for cost in record["costs"]]
@@ -142,6 +198,12 @@ def report(record: dict[str, Any]) -> str:
             f"  {cost.tokens_a_step:>11,.0f}  {cost.admitted_a_step:>13.1f}  {cost.operations_a_step:>10,.0f}"
             f"  {cost.operations_a_scheduled_row:>9.1f}  {against:>23.3f}"
         )
+    lines += ["", "page size  seconds  us/row  us/decoded row and step"]
+    for batch in (BatchCost(**cost) for cost in record["batches"]):
+        lines.append(
+            f"{batch.page_size:>9}  {batch.seconds:>7.3f}  {batch.row_microseconds:>6.1f}"
+            f"  {batch.decoded_microseconds:>23.3f}"
+        )
     return "\n".join(lines)
 
 
@@ -151,7 +213,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     machine = asdict(this_machine())
-    record = {"machine": machine, "costs": [asdict(measure(waiting)) for waiting in arguments.waiting]}
+    record = {
+        "machine": machine,
+        "costs": [asdict(measure(waiting)) for waiting in arguments.waiting],
+        "batches": [asdict(measure_batch(page_size)) for page_size in (1, 16)],
+    }
     print(report(record))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(record))

@@ -25,8 +25,11 @@ def shared_tokens(a: bytes, b: bytes) -> int:
 def common_tokens(a: TokenIds, b: TokenIds) -> int:
     """How many leading tokens two prompts share."""
     length = min(len(a), len(b))
+    if not length:
+        return 0
     differs = a[:length] != b[:length]
-    return int(differs.argmax()) if differs.any() else length
+    first = int(differs.argmax())
+    return first if differs[first] else length
 
 
 def shared_with_next(prompts: Sequence[TokenIds]) -> list[int]:

@@ -13,7 +13,7 @@ import numpy as np
 from spark_llm.engine.cache.eviction import LeastRecentlyUsed, Rank
 from spark_llm.engine.cache.later import Marks
 from spark_llm.engine.cache.pool import Pages
-from spark_llm.engine.prefix import KEY_BYTES, sort_key
+from spark_llm.engine.prefix import KEY_BYTES, common_tokens, sort_key
 from spark_llm.engine.request import TokenIds
 
 _EMPTY_TOKENS: TokenIds = np.empty(0, dtype=np.int32)
@@ -94,9 +94,7 @@ class RadixTree:
             child = node.children.get(tokens[at : at + size].tobytes())
             if child is None:
                 break
-            length = min(len(child.tokens), len(tokens) - at)
-            differs = child.tokens[:length] != tokens[at : at + length]
-            common = int(differs.argmax()) if differs.any() else length
+            common = common_tokens(child.tokens, tokens[at:])
             common -= common % size
             if common < len(child.tokens):
                 child = self._split(child, common)
