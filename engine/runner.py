@@ -46,13 +46,17 @@ class Runner:
         logits = self.decoder.forward(self._batch(plan), self.pool)
         return Done(np.array(sample(logits, sampling), np.int32))
 
+    def input_tokens(self, plan: StepPlan) -> Ints:
+        """The tokens that decoding rows compute: those sampled last. int32 [len(plan.decode)]."""
+        return plan.lanes.input_tokens(plan.decode, plan.positions)
+
     def _batch(self, plan: StepPlan) -> StepBatch:
         rows, config = plan.shares(), self.decoder.config
         offsets = np.concatenate([[0], np.cumsum([s.count for s in rows])]).astype(np.int64)
         attention = plan_attention(rows, offsets, self.page_size, cascade=self.cascade)
         tokens = [s.row.tokens[s.start : s.start + s.count] for s in plan.rows]
         return StepBatch(
-            tokens=as_index(np.concatenate([*tokens, plan.lanes.input_tokens(plan.decode, plan.positions)])),
+            tokens=as_index(np.concatenate([*tokens, self.input_tokens(plan)])),
             positions=as_index(np.concatenate([np.arange(s.start, s.start + s.count) for s in rows])),
             slots=as_index(np.concatenate([slots(s.row, s.start, s.start + s.count, self.page_size) for s in rows])),
             last=as_index(np.array([end - 1 for s, end in zip(rows, offsets[1:], strict=True) if s.samples])),

@@ -27,7 +27,9 @@ from spark_llm.engine.model.decoder import Decoder, KVPool
 from spark_llm.engine.model.loader import iter_weights, load_config
 from spark_llm.engine.model.source import ModelSource, packaged_path, resolve
 from spark_llm.engine.request import Completion, Request, SamplingParams
-from spark_llm.engine.runner import Runner, poison
+from spark_llm.engine.runner import Done, Runner, poison
+from spark_llm.engine.scheduling.lanes import Ints
+from spark_llm.engine.scheduling.plan import StepPlan
 from spark_llm.engine.text.template import ChatTemplate
 from spark_llm.engine.text.tokenizer import load_tokenizer
 
@@ -97,6 +99,25 @@ class Reference:
         return tied
 
 
+class FakeDevice(Runner):
+    """The CPU's runner in the manner of a GPU's: two steps in flight; which tokens were sampled last it knows itself."""
+
+    depth = 2
+
+    def __init__(self, *args: Any, rows: int, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.last = np.full(rows, -1, np.int32)  # by lane
+
+    def launch(self, plan: StepPlan) -> Done:
+        done = super().launch(plan)
+        self.last[np.concatenate([plan.sampling, plan.decode])] = done._tokens
+        return done
+
+    def input_tokens(self, plan: StepPlan) -> Ints:
+        tokens: Ints = self.last[plan.decode]
+        return tokens
+
+
 class ModelPair:
     """One model twice: our decoder and transformers' module, with the same weights."""
 
@@ -122,6 +143,7 @@ class ModelPair:
         cascade: bool = True,
         context: int = 0,
         decoder: Decoder | None = None,
+        depth: int = 1,
     ) -> Engine:
         """An engine that checks its invariants after each step. pages 0: as many as 8192 tokens need."""
         pages = pages or 8192 // page_size
@@ -135,6 +157,8 @@ class ModelPair:
             check_invariants=True,
         )
         runner = Runner(decoder, pool, page_size, cascade=cascade)
+        if depth == 2:
+            runner = FakeDevice(decoder, pool, page_size, cascade=cascade, rows=running)
         return Engine(spec, runner, CacheManager(pages, page_size), cast(Any, None), "float32")
 
     def answer(self, requests: Sequence[Request], **settings: Any) -> list[Completion]:

@@ -52,6 +52,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "rows": 100,
     },
     "rows keep coming": {"late": 60, "rows": 150, "batch": 80},
+    "a step in flight": {"depth": 2},
+    "a step in flight, rows keep coming": {"depth": 2, "late": 60, "rows": 150, "batch": 80},
+    "a step in flight, little room, emptied, preempted, pages of 4": {
+        "depth": 2,
+        "pages": 60,
+        "page_size": 4,
+        "clear_every": 3,
+        "preempt_every": 4,
+        "batch": 50,
+        "rows": 100,
+    },
+    "a step in flight, two rows": {"depth": 2, "running": 2, "rows": 80},
 }
 SOME = ["as it comes", "no cascade", "chunks of page + 1, pages of 16", "little room, emptied, preempted, no cascade"]
 

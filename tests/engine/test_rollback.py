@@ -23,6 +23,7 @@ from spark_llm.errors import LlmError
 TinyCase = Callable[[str], Any]
 
 ROWS = 30
+ROOMY = {"running": 6}
 TIGHT = {"batch": 40, "page_size": 4, "pages": 60, "running": 6}  # chunks, partial pages, preemption, eviction
 
 
@@ -55,10 +56,18 @@ POINTS: dict[str, tuple[object, str, bool, int]] = {  # owner, function, late, c
     "before the first layer reads": (StepAttention, "run", False, 2),
     "after the last layer": (runner_module, "sample", False, 1),
     "after the tokens are drawn": (runner_module, "sample", True, 1),
+    "while the step is waited for": (runner_module.Done, "tokens", False, 1),
+}
+IN_FLIGHT = {"depth": 2}
+SETTINGS = {
+    "roomy": ROOMY,
+    "tight": TIGHT,
+    "roomy, a step in flight": ROOMY | IN_FLIGHT,
+    "tight, a step in flight": TIGHT | IN_FLIGHT,
 }
 
 
-@pytest.mark.parametrize("settings", [{"running": 6}, TIGHT], ids=["roomy", "tight"])
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("point", POINTS)
 def test_any_step_may_fail_at_any_point(
     tiny_case: TinyCase, monkeypatch: pytest.MonkeyPatch, point: str, settings: dict[str, Any]
@@ -126,7 +135,7 @@ def check_bad(answers: dict[int, Completion], bad: set[int]) -> Iterator[Complet
 
 
 @pytest.mark.parametrize("bad", [{0}, {3, 4, 17}, set(range(0, ROWS, 2))], ids=["one", "three", "half"])
-@pytest.mark.parametrize("settings", [{}, TIGHT], ids=["roomy", "tight"])
+@pytest.mark.parametrize("settings", [{}, TIGHT, TIGHT | IN_FLIGHT], ids=["roomy", "tight", "tight, a step in flight"])
 def test_only_bad_rows_are_given_up(
     tiny_case: TinyCase, monkeypatch: pytest.MonkeyPatch, bad: set[int], settings: dict[str, Any]
 ) -> None:
@@ -183,7 +192,7 @@ def test_what_a_failed_step_computed_is_counted_as_computed_again(
     assert sum(a.prompt_tokens for a in answers) == sum(a.cached_tokens + a.computed_tokens for a in answers)
 
 
-@pytest.mark.parametrize("settings", [{"running": 6}, TIGHT], ids=["roomy", "tight"])
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_rows_may_be_cancelled_between_any_two_steps(tiny_case: TinyCase, settings: dict[str, Any]) -> None:
     """After step n the n-th row (and whoever was admitted last) is cancelled; the others answer as ever."""
     case = tiny_case("llama")

@@ -387,4 +387,4 @@ class EngineMachine(RuleBasedStateMachine):
 
 def test_engine_machine(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "spark_llm")
-    run_state_machine_as_test(EngineMachine, settings=settings(max_examples=200, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(EngineMachine, settings=settings(max_examples=400, stateful_step_count=40, deadline=None))
