@@ -26,6 +26,7 @@ def count_pairs(plan: Node, context: Context) -> Node:
         return plan
     for node, join, columns, values, conditions in context.catalyst.questions("Pairs").judges(plan):
         for call in calls_of(node):
+            # As statistics/sides.py asks for them, so that they are counted once.
             arguments = _at_join([*call.fields, call.prompt], columns, values, context)
             masks = _at_join([] if call.mask is None else [call.mask], columns, values, context)
             if _spans_both(arguments, join, context):

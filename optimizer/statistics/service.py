@@ -15,6 +15,7 @@ from spark_llm.optimizer.statistics.guess import order_tables
 from spark_llm.optimizer.statistics.partitions import num_partitions
 from spark_llm.optimizer.statistics.plain import Plain, plain_input
 from spark_llm.optimizer.statistics.sample import sample_statistics
+from spark_llm.optimizer.statistics.sides import Lead, leading_side
 from spark_llm.optimizer.statistics.values import ColumnCounts, InputStatistics
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ class Statistics:
         if rows is not None and all(c.distinct is not None and c.length is not None for c in counts):
             found = InputStatistics("the catalog", rows, *_split(call, counts))
         else:
-            found = self._by_job(call, arguments, plain, context) or _by_plan(call, plain, rows, counts, context)
+            sampled = self._by_job(call, arguments, plain, context)
+            found = sampled or _by_plan(
+                call, plain, rows, counts, leading_side(plain.plan, arguments, context), context
+            )
         return dataclasses.replace(found, partitions=partitions)
 
     def _by_job(
@@ -116,9 +120,12 @@ def _nothing(call: Call, why: str) -> InputStatistics:
 
 
 def _by_plan(
-    call: Call, plain: Plain, rows: int | None, counts: list[ColumnCounts], context: Context
+    call: Call, plain: Plain, rows: int | None, counts: list[ColumnCounts], lead: Lead | None, context: Context
 ) -> InputStatistics:
-    """The plan's own knowledge: which table a field comes from, and which table repeats more."""
+    """The plan's own knowledge: which table a field comes from, and which table repeats more.
+
+    lead: of the pairs of a join without an equality.
+    """
     assert plain.plan is not None
     if context.explaining:
         why = "no job runs for EXPLAIN"
@@ -127,6 +134,9 @@ def _by_plan(
     else:
         why = plain.refusal or "the statistics job failed or took too long"
     ranks = order_tables(plain.plan, table_sizes(plain.plan), context.catalyst)
+    if lead is not None:
+        why = f"{why}; {lead.why}"
+        ranks = [rank if table in lead.tables else rank + len(ranks) for table, rank in enumerate(ranks)]
     ranked = [dataclasses.replace(c, table=None if c.table is None else ranks[c.table]) for c in counts]
     return InputStatistics(f"the plan alone ({why})", rows, *_split(call, ranked))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
 
 import pytest
 from fake_counting import FakeModel
@@ -177,6 +178,39 @@ def test_rule_of_thumb(t: SparkSession, fields: str, source: str, expected: list
         prompts(df)[0].fields_why
     )
     assert_idempotent(df)
+
+
+SHORT = "sha2(string(id), 256)"
+LONG = "concat_ws('', transform(sequence(1, 32), i -> sha2(string(100 * id + i), 512)))"
+
+
+@pytest.mark.parametrize("kind", ["JOIN", "LEFT SEMI JOIN"])
+def test_pairs_stand_left_row_by_left_row(echo: SparkSession, tmp_path: Path, kind: str) -> None:
+    """A table of few long rows and one of many short ones, which has fewer bytes; both are too large for a sample."""
+    texts = {"long": (60, f"{LONG} AS body"), "short": (2_500, f"{SHORT} AS name")}
+    texts["other"] = (2_400, f"{SHORT} AS other")
+    for table, (count, columns) in texts.items():
+        echo.range(0, count, 1, 1).selectExpr("id", columns).write.parquet(str(tmp_path / table))
+        echo.read.parquet(str(tmp_path / table)).createOrReplaceTempView(table)
+    echo.conf.set("spark.llm.join.maxPairs", "10000000")
+
+    def order(left: str, right: str, fields: str) -> tuple[list[str], str]:
+        df = echo.sql(f"SELECT * FROM {left} x {kind} {right} y ON llm('p', {fields}) = 'yes'")
+        return orders(df)[0], prompts(df)[0].fields_why
+
+    found, why = order("long", "short", "name, body")
+    assert found == ["body", "name"]
+    assert "the left side of its pairs first: 4,096 bytes a row against 64" in why
+    found, why = order("short", "long", "name, body")
+    assert found == ["body", "name"]
+    assert "the right side of its pairs first, as left rows have 64 bytes a row against 4,096" in why
+    found, why = order("short", "other", "other, name")
+    assert found == ["name", "other"]
+    assert "the left side of its pairs first: 64 bytes a row against 64" in why
+    settings(echo, statistics_enabled=False)
+    found, why = order("short", "long", "body, name")
+    assert found == ["name", "body"]
+    assert "the left side of its pairs first" in why
 
 
 def test_a_subquery_and_its_query_give_equal_arguments_one_prompt(unordered_model: FakeModel) -> None:
