@@ -100,7 +100,7 @@ class Reference:
 
 
 class FakeDevice(Runner):
-    """The CPU's runner in the manner of a GPU's: two steps in flight; which tokens were sampled last it knows itself."""
+    """The CPU's runner in a GPU's manner: two steps in flight, and it knows itself which tokens were sampled last."""
 
     depth = 2
 
