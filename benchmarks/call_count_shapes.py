@@ -94,7 +94,7 @@ SHAPES = (
         f"WITH c AS (SELECT id, {A} AS r FROM t) SELECT id, r FROM c WHERE r < '2' UNION ALL SELECT id, r FROM c",
         40,
         100,
-        evaluated=80,  # an alias keeps Spark from seeing that both branches end in the same exchange
+        evaluated=40,
     ),
     Shape(
         "fields of a parsed answer",
@@ -145,6 +145,7 @@ SHAPES = (
         whole=f"SELECT id, {A} AS r FROM t UNION ALL SELECT id, {A} AS r FROM s",
     ),
     Shape("LIMIT 3 OFFSET 5", f"SELECT id, {A} AS r FROM t ORDER BY id LIMIT 3 OFFSET 5", 3, 40, is_ordered=True),
+    Shape("OFFSET 35", f"SELECT id, {A} AS r FROM t ORDER BY id OFFSET 35", 5, 80, is_ordered=True, evaluated=5),
     Shape(
         "LIMIT below a join on the answer's row",
         f"SELECT x.id, r, name FROM (SELECT * FROM {R} ORDER BY id LIMIT 4) x JOIN d ON x.k = d.k",

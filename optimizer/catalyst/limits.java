@@ -2,11 +2,21 @@
 package sparkllm;
 
 import java.util.ArrayList;
+import org.apache.spark.sql.catalyst.expressions.Alias;
 import org.apache.spark.sql.catalyst.expressions.Attribute;
+import org.apache.spark.sql.catalyst.expressions.CurrentRow$;
 import org.apache.spark.sql.catalyst.expressions.Expression;
+import org.apache.spark.sql.catalyst.expressions.GreaterThan;
 import org.apache.spark.sql.catalyst.expressions.Literal;
+import org.apache.spark.sql.catalyst.expressions.NamedExpression$;
 import org.apache.spark.sql.catalyst.expressions.PythonUDF;
+import org.apache.spark.sql.catalyst.expressions.RowFrame$;
+import org.apache.spark.sql.catalyst.expressions.RowNumber;
 import org.apache.spark.sql.catalyst.expressions.SortOrder;
+import org.apache.spark.sql.catalyst.expressions.SpecifiedWindowFrame;
+import org.apache.spark.sql.catalyst.expressions.UnboundedPreceding$;
+import org.apache.spark.sql.catalyst.expressions.WindowExpression;
+import org.apache.spark.sql.catalyst.expressions.WindowSpecDefinition;
 import org.apache.spark.sql.catalyst.plans.logical.ArrowEvalPython;
 import org.apache.spark.sql.catalyst.plans.logical.BaseEvalPython;
 import org.apache.spark.sql.catalyst.plans.logical.Filter;
@@ -15,19 +25,23 @@ import org.apache.spark.sql.catalyst.plans.logical.GlobalLimit;
 import org.apache.spark.sql.catalyst.plans.logical.Join;
 import org.apache.spark.sql.catalyst.plans.logical.LocalLimit;
 import org.apache.spark.sql.catalyst.plans.logical.LogicalPlan;
+import org.apache.spark.sql.catalyst.plans.logical.Offset;
 import org.apache.spark.sql.catalyst.plans.logical.Project;
 import org.apache.spark.sql.catalyst.plans.logical.Sort;
 import org.apache.spark.sql.catalyst.plans.logical.Union;
+import org.apache.spark.sql.catalyst.plans.logical.Window;
 import org.apache.spark.sql.catalyst.trees.TreePattern;
 import org.apache.spark.sql.execution.LogicalRDD;
 import org.apache.spark.sql.execution.columnar.InMemoryRelation;
 import org.apache.spark.sql.internal.SQLConf;
+import org.apache.spark.sql.types.DataTypes;
 import scala.collection.Iterator;
 
 /** Questions about limits above calls. */
 public final class Limits {
   /** The plan with its limits moved; for each call that one passed "+", how many rows it is asked now (-1: not known),
-   * a unit separator and its prompt ("" if not constant); for each that none may pass "-", why, separator, prompt. */
+   * a unit separator and its prompt ("" if not constant); for each that an OFFSET alone passed ">", how many rows that
+   * drops, separator, prompt; for each that none may pass "-", why, separator, prompt. */
   public Object[] moved(LogicalPlan plan, Boolean mayMoveRoot) {
     Mover mover = new Mover();
     LogicalPlan changed = mover.apply(plan, -1, mayMoveRoot.booleanValue());
@@ -131,11 +145,14 @@ final class Mover {
 
   /** What stands for the limits over `plan` when they have passed the calls that they can; null if there is none. */
   private LogicalPlan moved(ArrayList limits, LogicalPlan plan, int rows, boolean isLone) {
-    // OFFSET alone leaves most rows, which one task would have to answer.
-    if (rows < 0) return null;
+    int dropped = rows < 0 ? dropped(limits) : 0;
+    if (rows < 0 && dropped <= 0) return null;
+    if (dropped > 0) rows = Integer.MAX_VALUE; // all that it leaves
     ArrayList above = new ArrayList();
     ArrayList calls = new ArrayList();
     Sort sort = null;
+    Sort topSort = null;
+    int aboveSort = 0;
     // Where the limits go: below the last call that they pass.
     int passed = 0;
     LogicalPlan below = null;
@@ -153,6 +170,8 @@ final class Mover {
         break;
       } else if (plan instanceof Sort && sort == null) {
         sort = (Sort) plan;
+        topSort = sort;
+        aboveSort = above.size();
         plan = sort.child();
         continue;
       } else if (plan instanceof LocalLimit && sort == null
@@ -171,22 +190,50 @@ final class Mover {
       }
     }
     if (below == null) return null;
+    if (dropped > 0 && sortBelow != null) {
+      if (!sortBelow.global()) return null;
+      for (int i = 0; i < calls.size(); i++) note(">", String.valueOf(dropped), (BaseEvalPython) calls.get(i));
+      LogicalPlan rest = over(new ArrayList(above.subList(aboveSort, passed)), beyond(sortBelow, dropped, apply(below, -1, true)));
+      rest = new Sort(topSort.order(), true, rest, topSort.hint());
+      return over(new ArrayList(above.subList(0, aboveSort)), rest);
+    }
     if (sortBelow == null ? losesOrder(below, rows) : !isTopK(sortBelow, rows)) {
       for (int i = 0; i < calls.size(); i++) {
         note("-", "the rows come in an order that a limit below would lose", (BaseEvalPython) calls.get(i));
       }
       return null;
     }
-    for (int i = 0; i < calls.size(); i++) note("+", String.valueOf(rows), (BaseEvalPython) calls.get(i));
+    for (int i = 0; i < calls.size(); i++) {
+      note(dropped > 0 ? ">" : "+", String.valueOf(dropped > 0 ? dropped : rows), (BaseEvalPython) calls.get(i));
+    }
     if (sortBelow == null && below instanceof LocalLimit
         && number(((LocalLimit) below).limitExpr()) >= rows) {
       below = ((LocalLimit) below).child();
     }
-    LogicalPlan limited = apply(below, sortBelow == null ? rows : -1, true);
+    LogicalPlan limited = apply(below, sortBelow == null && dropped == 0 ? rows : -1, true);
     if (sortBelow != null) limited = new Sort(sortBelow.order(), sortBelow.global(), limited, sortBelow.hint());
     limited = over(limits, limited);
     if (isLone) limited = new GlobalLimit(((LocalLimit) limits.get(0)).limitExpr(), limited);
     return over(new ArrayList(above.subList(0, passed)), limited);
+  }
+
+  /** The rows that a lone OFFSET drops; 0: it is something else. */
+  private static int dropped(ArrayList limits) {
+    return limits.size() == 1 && limits.get(0) instanceof Offset ? number(((Offset) limits.get(0)).offsetExpr()) : 0;
+  }
+
+  /** The rows of the plan but the first so many in the order of the sort. An Offset would not do: below the root of a
+   * query Spark does not keep the order of the rows that it gathers for it. */
+  private static LogicalPlan beyond(Sort sort, int dropped, LogicalPlan plan) {
+    scala.collection.immutable.Seq none = Columns.seq(new ArrayList());
+    SpecifiedWindowFrame frame = new SpecifiedWindowFrame(RowFrame$.MODULE$, UnboundedPreceding$.MODULE$, CurrentRow$.MODULE$);
+    Expression number = new WindowExpression(new RowNumber(), new WindowSpecDefinition(none, sort.order(), frame));
+    Alias named = new Alias(number, "row_number", NamedExpression$.MODULE$.newExprId(), none, scala.Option.empty(), none);
+    ArrayList windows = new ArrayList();
+    windows.add(named);
+    LogicalPlan numbered = new Window(Columns.seq(windows), none, sort.order(), plan, scala.Option.empty());
+    Literal last = Literal.create(Integer.valueOf(dropped), DataTypes.IntegerType);
+    return new Project(plan.output(), new Filter(new GreaterThan(named.toAttribute(), last), numbered));
   }
 
   /** Does Spark take the first rows of the sort with the operator that keeps them in order? */

@@ -111,11 +111,19 @@ final class Sharer {
   private LogicalPlan equalBranches(LogicalPlan plan, HashMap counts) {
     if (!holdsCall(plan)) return plan;
     if (isRepeated(plan, counts)) {
+      // A Project that only names columns stays above the exchange: what Spark runs would be another plan for each name.
+      if (plan instanceof Project && plan.canonicalized().equals(((Project) plan).child().canonicalized())) {
+        return inChildren(plan, counts);
+      }
       if (!runsCall(plan) || isOrdered(plan) || !mayShare(plan)) return plan;
       LogicalPlan exchange = exchange(plan);
       if (exchange != plan) prompts.add(prompt(plan));
       return exchange;
     }
+    return inChildren(plan, counts);
+  }
+
+  private LogicalPlan inChildren(LogicalPlan plan, HashMap counts) {
     ArrayList children = new ArrayList();
     boolean isChanged = false;
     Iterator old = plan.children().iterator();

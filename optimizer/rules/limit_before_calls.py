@@ -13,8 +13,17 @@ Spark would answer all rows and sort them for the first three; and where it does
 partitions takes its share. With the limit below, no more rows are asked than the query returns, OFFSET's are not, and
 the order of the rows stays: they come from one partition. A LocalLimit that Spark put below a UNION ALL or an outer
 join is for rows of which no more are needed in all, so it becomes a limit of that branch. No limit passes a filter, a
-sort by the call's answers, or what is made at random; none gathers rows whose order Spark would keep otherwise; and
-an OFFSET without a LIMIT, which leaves most rows, stays.
+sort by the call's answers, or what is made at random; and none gathers rows whose order Spark would keep otherwise.
+
+The rows that an OFFSET without a LIMIT drops are not asked about either. Where it is the first rows of an ORDER BY, they
+are numbered below the call, and the sort stands above it, so that all tasks may answer what is left:
+
+Offset 3                                          Sort [id ASC], true
++- Sort [id ASC], true                            +- Project [id, pythonUDF0 AS answer]
+   +- Project [id, pythonUDF0 AS answer]             +- ArrowEvalPython [llm(.., 'p', text)]
+      +- ArrowEvalPython [llm(.., 'p', text)]           +- Filter (row_number > 3)
+         +- Relation [id, text]                            +- Window [row_number() AS row_number], [id ASC]
+                                                              +- Relation [id, text]
 
 At the root of a query, over a table whose first partition alone has rows to spare, the limit stays: Spark asks n rows
 of that partition and looks at no other, while a limit below the call would read some of all of them.
@@ -52,6 +61,8 @@ def limit_before_calls(plan: Node, context: Context) -> Node:
         label = label_of(prompt)
         if str(note).startswith("-"):
             context.notes.declined(_NAME, label, what)
+        elif str(note).startswith(">"):
+            context.notes.fired(_NAME, label, f"not asked for the first {int(what):,} rows: OFFSET runs before it")
         else:
             context.notes.fired(_NAME, label, f"asked for at most {int(what):,} rows: a LIMIT runs before it")
     return rewrite(changed, context.catalyst, lambda node: _in_one_window(node, questions, context))

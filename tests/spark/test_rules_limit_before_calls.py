@@ -80,7 +80,11 @@ def outcome(model: FakeModel, query: str) -> tuple[list[Row], int]:
         (f"SELECT id FROM u JOIN (SELECT id, k, {CALL} AS r FROM t ORDER BY id LIMIT 5) x USING (k) WHERE r >= '0'", 5),
         (f"SELECT id, {CALL} AS r FROM t ORDER BY id LIMIT ALL", 40),
         (f"SELECT id, {CALL} AS r FROM t LIMIT 0", 0),
-        (f"SELECT id, {CALL} AS r FROM t ORDER BY id OFFSET 35", 40),
+        (f"SELECT id, {CALL} AS r FROM t ORDER BY id OFFSET 35", 5),
+        (f"SELECT id, upper(r) AS r, llm('q', text) AS s FROM {SUBQUERY} ORDER BY upper(text) DESC OFFSET 30", 20),
+        (f"SELECT id, r FROM {SUBQUERY} ORDER BY r, id OFFSET 35", 40),
+        (f"SELECT id, {CALL} AS r FROM t ORDER BY id OFFSET 50", 0),
+        (f"SELECT id, r FROM (SELECT id, {CALL} AS r FROM t ORDER BY k, id OFFSET 30) ORDER BY id DESC", 10),
     ],
 )
 def test_limited_rows_are_the_same(tables: FakeModel, query: str, least: int) -> None:
@@ -101,6 +105,7 @@ def test_limited_rows_are_the_same(tables: FakeModel, query: str, least: int) ->
         (f"SELECT id, {CALL} AS r FROM t{{}}", "LIMIT 15", 15),
         (f"SELECT id, {CALL} AS r FROM t{{}}", "LIMIT 15 OFFSET 4", 15),
         (f"SELECT id, {CALL} AS r FROM t{{}}", "LIMIT 100", 40),
+        (f"SELECT id, {CALL} AS r FROM t{{}}", "OFFSET 15", 25),
         (f"SELECT id, {CALL} AS r FROM t WHERE id > 8{{}}", "LIMIT 5", 5),
         (f"SELECT id, upper(r) AS r FROM {SUBQUERY}{{}}", "LIMIT 5", 5),
         (f"SELECT id, r FROM {SUBQUERY} UNION ALL SELECT k, d FROM u{{}}", "LIMIT 15", 15),
@@ -142,6 +147,20 @@ def test_topk_runs_first(tables: FakeModel) -> None:
               +- GlobalLimit 3
                  +- LocalLimit 3
                     +- Sort [concat(x, cast(id as string)) DESC NULLS LAST], true
+                       +- Range (0, 40, step=1, splits=Some(4))
+    """)
+
+
+def test_rows_that_an_offset_drops_are_numbered_below(tables: FakeModel) -> None:
+    only(tables.spark, "limitBeforeCalls")
+    assert text(tables.spark.sql(f"SELECT id, r FROM {SUBQUERY} ORDER BY id OFFSET 3")) == golden("""
+        Sort [id ASC NULLS FIRST], true
+        +- Project [id, pythonUDF0 AS r]
+           +- ArrowEvalPython [llm(spec, p, concat(x, cast(id as string)))], [pythonUDF0], 204
+              +- Project [id]
+                 +- Filter (row_number > 3)
+                    +- Window [row_number() windowspecdefinition(id ASC NULLS FIRST, specifiedwindowframe(RowFrame, \
+unboundedpreceding$(), currentrow$())) AS row_number], [id ASC NULLS FIRST]
                        +- Range (0, 40, step=1, splits=Some(4))
     """)
 
