@@ -62,6 +62,7 @@ class Lanes:
         self.told: Wide = np.zeros(count, np.int64)
         self.ignores_eos: Flags = np.zeros(count, np.bool_)
         self.is_checked: Flags = np.zeros(count, np.bool_)  # a stop checker wants each token
+        self.draws: Flags = np.zeros(count, np.bool_)  # temperature above 0
         self.table: Ints = np.zeros((count, 16), np.int32)
         self.answers: Ints = np.zeros((count, 16), np.int32)
         self._free = list(range(count - 1, -1, -1))
@@ -69,6 +70,8 @@ class Lanes:
         self._joined: list[int] = []
         self._left = False
         self._entered = 0
+        self._version = 0
+        self._latest: Ints = self._decoding  # the lanes that the latest step decodes
 
     @property
     def free(self) -> int:
@@ -99,6 +102,7 @@ class Lanes:
         self.limit[lane] = row.limit
         self.ignores_eos[lane] = params.ignore_eos
         self.is_checked[lane] = row.request.is_stopped is not None
+        self.draws[lane] = params.temperature > 0
         self.table = _widen(self.table, -(-row.limit // self.page_size))
         self.answers = _widen(self.answers, params.max_tokens)
         if row.output:
@@ -148,6 +152,16 @@ class Lanes:
         tokens: list[int] = self.answers[row.lane, :known].tolist()
         return tokens
 
+    def step_back(self, row: Row) -> None:
+        """A step that was to decode the row failed: its token is computed again, as one that is known."""
+        if self.decodes[row.lane]:
+            self.computed[row.lane] -= 1
+            self.end(row)
+        else:
+            row.num_computed -= 1
+            row.high_water = min(row.high_water, row.num_computed)
+        row.lost += 1
+
     def in_flight(self, row: Row) -> int:
         """Tokens of the row's answer that are planned and not known."""
         ahead = int(self.computed[row.lane] + 1 - self.known[row.lane])
@@ -184,6 +198,13 @@ class Lanes:
         pages: Ints = self.table.reshape(-1)[self._places(lanes, firsts, counts)]
         self.told[lanes] = self.num_pages[lanes]
         return PageUpdates(lanes, firsts.astype(np.int32), counts.astype(np.int32), pages)
+
+    def version_of(self, decode: Ints, updates: PageUpdates) -> int:
+        """A number that is another than that of the step before if pages were told or other lanes decode."""
+        if len(updates) or not np.array_equal(decode, self._latest):
+            self._version += 1
+            self._latest = decode
+        return self._version
 
     def retell(self, updates: PageUpdates) -> None:
         """Whoever was told may not have heard it."""

@@ -43,6 +43,17 @@ class StepPlan:
     alone: bool = False
     held: list[Node] = field(default_factory=list)
 
+    def seal(self, decode: Ints) -> None:
+        """All is decided: write it down for whoever runs it, and count the tokens of ``decode`` as computed."""
+        lanes = self.lanes
+        self.decode = decode
+        self.positions = lanes.computed[decode].astype(np.int32)
+        lanes.computed[decode] += 1
+        self.sampling = np.array([s.lane for s in self.rows if s.samples], np.int32)
+        self.generations = lanes.generation[np.concatenate([self.sampling, decode])]
+        self.page_updates = lanes.updates()
+        self.version = lanes.version_of(decode, self.page_updates)
+
     @property
     def num_tokens(self) -> int:
         """Tokens that the step computes."""

@@ -90,6 +90,11 @@ class Reserving:
         self.lanes.leave(row)
         return pages
 
+    def let_go(self, plan: StepPlan) -> None:
+        """The step is done: what it kept locked for rows that left need not stay."""
+        for node in plan.held:
+            self.cache.tree.unlock(node)
+
     def _index(self, row: Row, step: int) -> None:
         size = self.cache.page_size
         full = min(row.num_computed, row.num_prompt) // size

@@ -40,7 +40,6 @@ class Scheduler:
         cache.eviction.follow(waiting)
         self.lanes = Lanes(max_running_rows, cache.page_size)
         self.max_batch_tokens = max_batch_tokens
-        self.max_running_rows = max_running_rows
         self.step = 0
         self.preemptions = 0
         self.wasted_tokens = 0  # computed for rows that had ended or gone by then
@@ -54,8 +53,6 @@ class Scheduler:
         self._reserving = Reserving(cache, self.lanes)
         self._decoding = DecodeReserve(cache, self.lanes)
         self._finishing = Finishing(cache, self.lanes)
-        self._version = 0
-        self._last_decode: Ints = NO_LANES
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -112,7 +109,9 @@ class Scheduler:
             budget = self._plan_filling(plan, self.max_batch_tokens - len(decode))
             self._plan_waiting(plan, budget)
             decode = decode[self.lanes.are_here(decode, generations)]  # others were preempted since
-        self._seal(plan, decode)
+        if plan.rows or len(decode):
+            plan.seal(decode)
+            self.in_flight.append(plan)
         return plan
 
     def commit(self, plan: StepPlan, tokens: Ints, eos_ids: Collection[int]) -> list[Completion]:
@@ -120,7 +119,7 @@ class Scheduler:
         assert plan is self.in_flight[0], "steps are committed oldest first"
         del self.in_flight[0]
         self.cache.tree.commit(plan.step)
-        self._let_go(plan)
+        self._reserving.let_go(plan)
         lanes = np.concatenate([plan.sampling, plan.decode])
         here = self.lanes.are_here(lanes, plan.generations)
         if not here.all():
@@ -147,7 +146,7 @@ class Scheduler:
         """
         assert plan is self.in_flight[-1], "steps are rolled back newest first"
         del self.in_flight[-1]
-        self._let_go(plan)
+        self._reserving.let_go(plan)
         self.lanes.retell(plan.page_updates)
         rows = self._roll_back_decode(plan) + self._roll_back_rows(plan)
         if failed:
@@ -261,35 +260,13 @@ class Scheduler:
             self._filling[row] = None
         return scheduled
 
-    def _seal(self, plan: StepPlan, decode: Ints) -> None:
-        """Write down what was decided, and count the tokens of ``decode`` as computed."""
-        lanes = self.lanes
-        plan.decode = decode
-        plan.positions = lanes.computed[decode].astype(np.int32)
-        lanes.computed[decode] += 1
-        plan.sampling = np.array([s.lane for s in plan.rows if s.samples], np.int32)
-        plan.generations = lanes.generation[np.concatenate([plan.sampling, decode])]
-        plan.page_updates = lanes.updates()
-        if len(plan.page_updates) or not np.array_equal(decode, self._last_decode):
-            self._version += 1
-            self._last_decode = decode
-        plan.version = self._version
-        if plan.num_rows:
-            self.in_flight.append(plan)
-
     def _roll_back_decode(self, plan: StepPlan) -> list[Row]:
         """What was to be decoded is computed again from known tokens: what the device holds as last may be wrong."""
         here = self.lanes.are_here(plan.decode, plan.generations[len(plan.sampling) :])
         rows = list(self.lanes.rows_of(plan.decode[here]))
         for row in rows:
-            if self.lanes.decodes[row.lane]:
-                self.lanes.computed[row.lane] -= 1
-                self.lanes.end(row)
-                self._filling[row] = None
-            else:
-                row.num_computed -= 1
-                row.high_water = min(row.high_water, row.num_computed)
-            row.lost += 1
+            self.lanes.step_back(row)
+            self._filling[row] = None
         return rows
 
     def _roll_back_rows(self, plan: StepPlan) -> list[Row]:
@@ -322,7 +299,3 @@ class Scheduler:
             self._filling.pop(row, None)
             pages.append(self._reserving.release(row, self.in_flight))
         self.cache.pool.release(np.concatenate(pages))
-
-    def _let_go(self, plan: StepPlan) -> None:
-        for node in plan.held:
-            self.cache.tree.unlock(node)
