@@ -1,0 +1,41 @@
+"""Kernels run on a GPU where there is one, else in Triton's interpreter: the same code, step by step in numpy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: before any import of one
+
+import triton.runtime.interpreter as interpreter
+
+_patch = interpreter._patch_lang_tensor
+
+
+def _patch_for_numpy_2_4(tensor: Any, scope: Any) -> None:
+    """Triton 3.6 makes an int of an array of one element, which numpy 2.4 no longer allows."""
+    _patch(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
+interpreter._patch_lang_tensor = _patch_for_numpy_2_4
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """Where the tests' tensors are."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Products this small gain nothing from a second thread; on a busy machine two wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
