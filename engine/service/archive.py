@@ -1,7 +1,8 @@
 """The durable part of the result cache: a folder of segments that many engines write, and this engine's index of it.
 
 The index has 16 bytes an answer: the first half of its digest, and where it lies. A hit reads its segment and compares
-the whole digest. Engines see each other's answers when a query begins, and never wait for each other.
+the whole digest. Engines see each other's answers when a query begins, and never wait for each other. Small segments
+are merged; who finds one gone looks at the folder again.
 """
 
 from __future__ import annotations
@@ -12,23 +13,25 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from spark_llm.engine.service import segments
+from spark_llm.engine.service.answer_index import ENTRY_BYTES, AnswerIndex
 from spark_llm.engine.service.segments import DIGEST_BYTES, BadSegment, Segment, StoredAnswer
 from spark_llm.errors import LlmError
 
 log = logging.getLogger("archive")
 
 VERSION = "answers-1"  # of keys and files; a later one begins another folder
-ENTRY_BYTES = 16  # of an answer in the index
+SMALL_ANSWERS = 1024  # of a segment that is merged with others,
+MOST_SMALL = 64  # where there are more than so many of them,
+_MOST_MERGED = 1024  # so many at a time,
+_MERGED_ANSWERS = 4096  # into segments of so many answers
 _FORGOTTEN_SECONDS = 3600.0  # after which a file that was never committed is of an engine that died
 _READERS = 8  # segments read at a time
 _FAILURES = (OSError, pa.ArrowException, ValueError)
@@ -41,22 +44,6 @@ class _Known:
     name: str
     at: float
     rows: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Run:
-    """A part of the index, ordered by ``prefix``: uint64, with uint32 segment and row, [answers] each."""
-
-    prefix: npt.NDArray[np.uint64]
-    segment: npt.NDArray[np.uint32]
-    row: npt.NDArray[np.uint32]
-
-    @staticmethod
-    def of(parts: Sequence[_Run]) -> _Run:
-        prefix = np.concatenate([part.prefix for part in parts])
-        order = np.argsort(prefix, kind="stable")
-        segment, row = (np.concatenate([getattr(part, name) for part in parts]) for name in ("segment", "row"))
-        return _Run(prefix[order], segment[order], row[order])
 
 
 class Archive:
@@ -81,8 +68,7 @@ class Archive:
         self._lock = threading.Lock()  # of what follows
         self._known: list[_Known] = []
         self._names: set[str] = set()
-        self._runs: list[_Run] = []
-        self._indexed = 0  # answers
+        self._index = AnswerIndex()
         self._loaded: OrderedDict[int, Segment] = OrderedDict()
         self._loaded_bytes = 0
         self._refreshing = threading.Lock()
@@ -92,7 +78,7 @@ class Archive:
     @property
     def num_bytes(self) -> int:
         """Bytes in memory: the index, and segments that were read lately."""
-        return self._loaded_bytes + ENTRY_BYTES * self._indexed
+        return self._loaded_bytes + ENTRY_BYTES * len(self._index)
 
     @property
     def num_segments(self) -> int:
@@ -105,13 +91,16 @@ class Archive:
         Not those with answers from before ``cleared`` (seconds since 1970). Raises LLM_CACHE_UNAVAILABLE.
         """
         with self._refreshing:
+            with self._lock:
+                before = [(known.name, number) for number, known in enumerate(self._known) if known.rows]
             try:
                 listed = self._files.get_file_info(pafs.FileSelector(self._folder))
             except _FAILURES as error:
                 raise self._unavailable(error) from error
             times = {info.base_name: segments.given_at(info.base_name) for info in listed}
+            self._forget([number for name, number in before if name not in times])
             with self._lock:
-                room = most_bytes // ENTRY_BYTES - self._indexed
+                room = most_bytes // ENTRY_BYTES - len(self._index)
                 new = [(at, name) for name, at in times.items() if at is not None and name not in self._names]
             new = sorted(((at, name) for at, name in new if at >= cleared), reverse=True)
             with ThreadPoolExecutor(_READERS) as readers:
@@ -129,21 +118,26 @@ class Archive:
 
         most_bytes: of segments that stay in memory. Segments that are gone or damaged hold nothing.
         """
-        wanted = np.frombuffer(b"".join(digests), "<u8")[::2]
+        found, is_current = self._find(digests, cleared, most_bytes)
+        if not is_current:
+            with contextlib.suppress(LlmError):
+                self.refresh(most_bytes, cleared)
+            found, _ = self._find(digests, cleared, most_bytes)
+        return found
+
+    def _find(self, digests: Sequence[bytes], cleared: float, most_bytes: int) -> tuple[dict[int, StoredAnswer], bool]:
+        """What is found; False: a segment of the index is not there any more."""
         places: dict[int, list[tuple[int, int]]] = {}
         with self._lock:
-            for run in self._runs:
-                left = np.searchsorted(run.prefix, wanted, "left")
-                right = np.searchsorted(run.prefix, wanted, "right")
-                for position in np.flatnonzero(left < right).tolist():
-                    for at in range(left[position], right[position]):
-                        number = int(run.segment[at])
-                        if self._known[number].at >= cleared:
-                            places.setdefault(number, []).append((position, int(run.row[at])))
+            for position, number, row in self._index.places(digests):
+                if self._known[number].at >= cleared:
+                    places.setdefault(number, []).append((position, row))
         found: dict[int, StoredAnswer] = {}
+        is_current = True
         for number, rows in places.items():
             rows = [(position, row) for position, row in rows if position not in found]
             segment = self._segment(number, most_bytes) if rows else None
+            is_current = is_current and (segment is not None or not rows)
             if segment is not None:
                 given = self._known[number].at
                 found |= {
@@ -151,7 +145,7 @@ class Archive:
                     for position, row in rows
                     if segment.key(row) == digests[position]
                 }
-        return found
+        return found, is_current
 
     def append(self, answers: Sequence[tuple[bytes, StoredAnswer]]) -> None:
         """Writes and commits a segment of ``answers`` (digest, answer). Raises OSError, ArrowException."""
@@ -159,6 +153,36 @@ class Archive:
         self._untrimmed += size
         log.info("kept answers=%d bytes=%d in %s", len(answers), size, name)
         self._add(name, segments.given_at(name) or 0.0, b"".join(digest for digest, _ in answers))
+
+    def merge(self, cleared: float) -> None:
+        """Puts small segments together, where there are more than MOST_SMALL. Raises OSError, ArrowException.
+
+        What they hold is committed before they are deleted, so an answer may stand twice for a while (and until the
+        next time, where two engines merge the same), but is never missing. Not those from before ``cleared``.
+        """
+        with self._lock:
+            known = [(each.at, number) for number, each in enumerate(self._known) if 0 < each.rows <= SMALL_ANSWERS]
+        small = [number for at, number in sorted(known) if at >= cleared]
+        if len(small) <= MOST_SMALL:
+            return
+        small = small[:_MOST_MERGED]
+        answers: dict[bytes, StoredAnswer] = {}
+        merged: list[int] = []
+        with ThreadPoolExecutor(_READERS) as readers:
+            for number, segment in zip(small, readers.map(self._read, small), strict=True):
+                if segment is None:
+                    continue
+                merged.append(number)
+                at = self._known[number].at
+                answers |= {segment.key(row): segment.answer(row, at) for row in range(len(segment.reasons))}
+        kept = list(answers.items())
+        for start in range(0, len(kept), _MERGED_ANSWERS):
+            self.append(kept[start : start + _MERGED_ANSWERS])
+        for number in merged:
+            with contextlib.suppress(FileNotFoundError):  # another engine was faster
+                self._files.delete_file(f"{self._folder}/{self._known[number].name}")
+        self._forget(merged)
+        log.info("merged segments=%d answers=%d in %s", len(merged), len(kept), self.path)
 
     def trim(self, max_size: int, cleared: float) -> None:
         """Deletes segments of all models: those from before ``cleared``, and the oldest beyond ``max_size`` bytes.
@@ -198,19 +222,12 @@ class Archive:
         return b""
 
     def _add(self, name: str, at: float, keys: bytes) -> None:
-        rows = len(keys) // DIGEST_BYTES
         with self._lock:
             if name in self._names:
                 return
             self._names.add(name)
-            self._known.append(_Known(name, at, rows))
-            self._indexed += rows
-            number = np.full(rows, len(self._known) - 1, np.uint32)
-            prefix = np.frombuffer(keys, "<u8")[::2].astype(np.uint64)
-            self._runs.append(_Run.of([_Run(prefix, number, np.arange(rows, dtype=np.uint32))]))
-            # each merge at least doubles a part: an answer is moved O(log answers) times, and few parts are looked into
-            while len(self._runs) > 1 and len(self._runs[-2].prefix) <= 2 * len(self._runs[-1].prefix):
-                self._runs[-2:] = [_Run.of(self._runs[-2:])]
+            self._index.add(len(self._known), keys)
+            self._known.append(_Known(name, at, len(keys) // DIGEST_BYTES))
 
     def _segment(self, number: int, most_bytes: int) -> Segment | None:
         """A segment from memory or from the folder; None if it is gone or damaged."""
@@ -220,12 +237,8 @@ class Archive:
                 self._loaded.move_to_end(number)
         if loaded is not None or not known.rows:
             return loaded
-        try:
-            segment = segments.read(self._files, f"{self._folder}/{known.name}")
-        except (FileNotFoundError, BadSegment) as error:
-            log.warning("a segment is not used any more: %s", error)
-            with self._lock:
-                self._known[number] = _Known(known.name, known.at, 0)
+        segment = self._read(number)
+        if segment is None:
             return None
         with self._lock:
             if number not in self._loaded:
@@ -234,6 +247,28 @@ class Archive:
             while self._loaded_bytes > most_bytes and len(self._loaded) > 1:
                 self._loaded_bytes -= self._loaded.popitem(last=False)[1].num_bytes
         return segment
+
+    def _read(self, number: int) -> Segment | None:
+        """A segment from the folder; None, and forgotten, if it is gone or damaged."""
+        try:
+            return segments.read(self._files, f"{self._folder}/{self._known[number].name}")
+        except FileNotFoundError as error:
+            log.info("a segment was deleted or merged: %s", error)
+        except BadSegment as error:
+            log.warning("a segment is not used any more: %s", error)
+        self._forget([number])
+        return None
+
+    def _forget(self, numbers: Collection[int]) -> None:
+        """Take segments out of the index."""
+        if not numbers:
+            return
+        with self._lock:
+            for number in numbers:
+                known, loaded = self._known[number], self._loaded.pop(number, None)
+                self._known[number] = _Known(known.name, known.at, 0)
+                self._loaded_bytes -= 0 if loaded is None else loaded.num_bytes
+            self._index.forget(numbers)
 
     def _unavailable(self, error: BaseException) -> LlmError:
         reason = " ".join(str(error).split()) or type(error).__name__

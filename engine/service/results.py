@@ -197,6 +197,7 @@ class Results:
             archive = self._archives.get(cache.path) or self._open(cache.path)
             for start in range(0, len(answers), SEGMENT_ANSWERS):
                 archive.append(answers[start : start + SEGMENT_ANSWERS])
+            archive.merge(cache.cleared)
             archive.trim(cache.max_size, cache.cleared)
         except (OSError, pa.ArrowException, ValueError, LlmError) as error:  # for example: no space left
             log.warning("answers=%d cannot be kept in %s: %s", len(answers), cache.path, error)

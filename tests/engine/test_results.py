@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from spark_llm.engine.request import Completion, FinishReason
 from spark_llm.engine.service import archive, segments
+from spark_llm.engine.service.answer_index import ENTRY_BYTES
 from spark_llm.engine.service.archive import Archive
 from spark_llm.engine.service.protocol import ResultCache
 from spark_llm.engine.service.results import Results
@@ -221,7 +222,7 @@ def test_an_index_larger_than_its_share_leaves_the_oldest_out(tmp_path: Path) ->
     for n in range(4):
         now[0] += 1
         written(results, cache, range(100 * n, 100 * n + 100), f"q{n}")
-    small = ResultCache(path=str(tmp_path), memory=4 * 250 * archive.ENTRY_BYTES)
+    small = ResultCache(path=str(tmp_path), memory=4 * 250 * ENTRY_BYTES)
     fresh = Results(lambda: "m")
     fresh.begin(small, "q")
     found = fresh.find(small, [key(n) for n in (50, 150, 250, 350)])
@@ -261,3 +262,83 @@ def test_a_segment_is_plain_arrow(tmp_path: Path) -> None:
     table = pa.ipc.open_file(path).read_all()
     assert table.column_names == ["key", "finish_reason", "output"]
     assert table.column("output").to_pylist() == [[0, 1], [1, 2], [2, 3]]
+
+
+def digest_of(n: int) -> bytes:
+    return b"%8d" % n + b"%8d" % n
+
+
+def put(one: Archive, numbers: range, at: float = 1e6) -> None:
+    one.append([(digest_of(n), StoredAnswer(np.array([n], np.int32).tobytes(), "stop", at)) for n in numbers])
+
+
+def found_in(one: Archive, numbers: range) -> dict[int, StoredAnswer]:
+    return one.find([digest_of(n) for n in numbers], 0.0, MB)
+
+
+def test_many_small_segments_become_few_and_readers_of_the_old_ones_find_all(tmp_path: Path) -> None:
+    writer, reader, holder = (Archive(str(tmp_path), "m") for _ in range(3))
+    for n in range(archive.MOST_SMALL):
+        put(writer, range(3 * n, 3 * n + 3), 1e6 + n)
+        writer.merge(0.0)
+    assert len(files(tmp_path)) == archive.MOST_SMALL
+    for other in (reader, holder):
+        other.refresh(MB, 0.0)
+    numbers = range(3 * archive.MOST_SMALL)
+    assert len(found_in(holder, numbers)) == len(numbers)
+    put(writer, range(1000, 1003))
+    put(writer, range(2000, 2000 + 2 * archive.SMALL_ANSWERS))
+    writer.merge(0.0)
+    assert [segments.given_at(path.name) for path in files(tmp_path)] == [1e6, 1e6], "one is too large to be merged"
+    for one in (writer, reader, holder):
+        found = found_in(one, numbers)
+        assert [int(np.frombuffer(found[n].output, np.int32)[0]) for n in numbers] == list(numbers)
+    assert writer.num_segments == reader.num_segments == 2
+    assert set(found_in(reader, range(1000, 1003))) == {0, 1, 2}, "of a segment that it had never heard of"
+    assert writer.num_bytes < ENTRY_BYTES * 3000 + 64 * 3000
+
+
+def test_two_engines_that_merge_the_same_lose_nothing(tmp_path: Path) -> None:
+    one, two = Archive(str(tmp_path), "m"), Archive(str(tmp_path), "m")
+    for n in range(archive.MOST_SMALL + 1):
+        put(one, range(n, n + 1))
+    two.refresh(MB, 0.0)
+    names = files(tmp_path)
+    copies = {path: path.read_bytes() for path in names}
+    one.merge(0.0)
+    for path, data in copies.items():
+        path.write_bytes(data)  # as if the other had read them before they were deleted, or a merge had been cut short
+    two.merge(0.0)
+    assert len(files(tmp_path)) == 2
+    for reader in (one, two, fresh := Archive(str(tmp_path), "m")):
+        reader.refresh(MB, 0.0)
+        assert len(found_in(reader, range(archive.MOST_SMALL + 1))) == archive.MOST_SMALL + 1
+    for n in range(100, 100 + archive.MOST_SMALL):
+        put(fresh, range(n, n + 1))
+    fresh.merge(0.0)
+    assert len(files(tmp_path)) == 1
+    assert fresh.num_segments == 1
+
+
+def test_what_is_damaged_or_cleared_is_not_merged(tmp_path: Path) -> None:
+    one = Archive(str(tmp_path), "m")
+    for n in range(archive.MOST_SMALL + 2):
+        put(one, range(n, n + 1), 1e6 + n)
+    damaged = files(tmp_path)[5]
+    damaged.write_bytes(b"no segment")
+    one.merge(1e6 + 2)
+    assert len(files(tmp_path)) == archive.MOST_SMALL + 2, "two were cleared: no more than the most that may be"
+    one.merge(1e6 + 1)
+    assert [segments.given_at(path.name) for path in files(tmp_path)] == [1e6, 1e6 + 1, 1e6 + 5]
+    assert damaged in files(tmp_path)
+    assert set(found_in(one, range(archive.MOST_SMALL + 2))) == set(range(archive.MOST_SMALL + 2)) - {5}
+
+
+def test_flushes_of_few_answers_leave_few_files(tmp_path: Path) -> None:
+    results, cache = Results(lambda: "m"), ResultCache(path=str(tmp_path))
+    for n in range(2 * archive.MOST_SMALL):
+        written(results, cache, range(n, n + 1), f"q{n}")
+    assert len(files(tmp_path)) <= archive.MOST_SMALL + 1
+    fresh = Results(lambda: "m")
+    fresh.begin(cache, "q")
+    assert outputs(fresh.find(cache, [key(n) for n in range(2 * archive.MOST_SMALL)]))[-1] == [127, 128]
