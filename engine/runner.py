@@ -42,7 +42,7 @@ class Runner:
 
     def launch(self, plan: StepPlan) -> Done:
         """Run the step to its end."""
-        sampling = [s.row for s in plan.shares() if s.samples]
+        sampling = [*plan.lanes.rows_of(plan.sampling), *plan.lanes.rows_of(plan.decode)]
         logits = self.decoder.forward(self._batch(plan), self.pool)
         return Done(np.array(sample(logits, sampling), np.int32))
 

@@ -35,8 +35,7 @@ class CacheManager:
         if count > self.available:
             return None
         if count > self.pool.free:
-            for pages in self.tree.evict(count - self.pool.free):
-                self.pool.release(pages)
+            self.pool.release(np.concatenate(self.tree.evict(count - self.pool.free)))
         return self.pool.allocate(count)
 
     def clear(self) -> None:

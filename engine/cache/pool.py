@@ -16,6 +16,7 @@ class PagePool:
         self._stack: Pages = np.arange(total - 1, -1, -1, dtype=np.int32)
         self._free = total
         self._is_free = np.ones(total, dtype=np.bool_)
+        self._place = np.empty(total, dtype=np.int32)  # of a page among those that are being released
 
     @property
     def free(self) -> int:
@@ -36,7 +37,9 @@ class PagePool:
         count = len(pages)
         if not count:
             return
-        if self._is_free[pages].any() or len(np.unique(pages)) != count:
+        places = np.arange(count, dtype=np.int32)
+        self._place[pages] = places
+        if self._is_free[pages].any() or (self._place[pages] != places).any():
             raise ValueError(f"pages freed twice: {pages[self._is_free[pages]].tolist() or pages.tolist()}")
         self._is_free[pages] = True
         self._stack[self._free : self._free + count] = pages[::-1]
