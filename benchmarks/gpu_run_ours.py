@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import time
@@ -16,15 +17,20 @@ from spark_llm.engine.core import Engine
 from spark_llm.engine.loading import load_engine
 from spark_llm.engine.request import FinishReason, Request, SamplingParams
 
+WINDOW = 512
+
 
 def run(engine: Engine, prompts: list[object], out: int, reuse: bool) -> tuple[float, list[list[int]]]:
-    """Seconds from the first ``add`` to the last answer, and the answers."""
+    """Seconds from the first ``add`` to the last answer, and the answers. Rows arrive as streams bring them, in windows."""
     params = SamplingParams(max_tokens=out, ignore_eos=True)
     answers: list[list[int]] = [[] for _ in prompts]
     begun = time.perf_counter()
-    for row, prompt in enumerate(prompts):
-        engine.add(Request(row, prompt, params, reuse=reuse))  # type: ignore[arg-type]
-    while engine.has_work():
+    rows = enumerate(prompts)
+    while True:
+        for row, prompt in itertools.islice(rows, WINDOW):
+            engine.add(Request(row, prompt, params, reuse=reuse))  # type: ignore[arg-type]
+        if not engine.has_work():
+            break
         for completion in engine.step():
             assert completion.finish_reason is FinishReason.LENGTH, completion
             answers[completion.id] = completion.output

@@ -23,6 +23,7 @@ def _attend(
     scale, tokens, width, slot_stride,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr, PAGE: tl.constexpr,
     TILE: tl.constexpr, KEYS: tl.constexpr, EXACT: tl.constexpr, UPCAST: tl.constexpr,
+    GATHERS: tl.constexpr,
 ):  # fmt: skip
     item = items + tl.program_id(0) * 8
     kv_head = tl.program_id(1)
@@ -36,7 +37,10 @@ def _attend(
     query = rows // GROUP
     head = kv_head * GROUP + rows % GROUP
     is_real = query < count
-    token = tl.load(order + first + query, mask=is_real, other=0).to(tl.int64)
+    if GATHERS:
+        token = tl.load(order + first + query, mask=is_real, other=0).to(tl.int64)
+    else:
+        token = (first + query).to(tl.int64)
     dims = tl.arange(0, DIM_PADDED)
     in_dim = dims < DIM
     q_at = (token * HEADS + head)[:, None] * DIM + dims[None, :]
@@ -63,8 +67,8 @@ def _attend(
         kv_at = slots[:, None] * slot_stride + head_at[None, :]
         k = tl.load(k_pool + kv_at, mask=in_dim[None, :], other=0.0) if DIM != DIM_PADDED else tl.load(k_pool + kv_at)
         v = tl.load(v_pool + kv_at, mask=in_dim[None, :], other=0.0) if DIM != DIM_PADDED else tl.load(v_pool + kv_at)
-        scores = _dot(queries, k, EXACT, UPCAST) * scale
-        most, total, sums = _add(scores, v, most, total, sums, EXACT, UPCAST)
+        scores = _dot(queries, k, EXACT, UPCAST)
+        most, total, sums = _add(scores, v, most, total, sums, scale, EXACT, UPCAST)
     for at in range(unmasked, stop, KEYS):
         keys = at + tl.arange(0, KEYS)
         inside = keys < stop
@@ -73,9 +77,9 @@ def _attend(
         wanted = inside[:, None] & in_dim[None, :]
         k = tl.load(k_pool + kv_at, mask=wanted, other=0.0)
         v = tl.load(v_pool + kv_at, mask=wanted, other=0.0)
-        scores = _dot(queries, k, EXACT, UPCAST) * scale
+        scores = _dot(queries, k, EXACT, UPCAST)
         scores = tl.where(keys[None, :] < limit[:, None], scores, -float("inf"))
-        most, total, sums = _add(scores, v, most, total, sums, EXACT, UPCAST)
+        most, total, sums = _add(scores, v, most, total, sums, scale, EXACT, UPCAST)
 
     result = sums / total[:, None]
     wanted = is_real[:, None] & in_dim[None, :]
@@ -85,7 +89,7 @@ def _attend(
         part = tl.load(item + 6).to(tl.int64) * tokens + token
         part_at = part * HEADS + head
         tl.store(part_out + part_at[:, None] * DIM + dims[None, :], result, mask=wanted)
-        tl.store(part_lse + part_at, most + tl.log2(total), mask=is_real)
+        tl.store(part_lse + part_at, most * scale + tl.log2(total), mask=is_real)
 
 
 @triton.jit
@@ -105,13 +109,14 @@ def _dot(queries, k, EXACT: tl.constexpr, UPCAST: tl.constexpr):
 
 
 @triton.jit
-def _add(scores, v, most, total, sums, EXACT: tl.constexpr, UPCAST: tl.constexpr):
-    """Online softmax, base 2."""
+def _add(scores, v, most, total, sums, scale, EXACT: tl.constexpr, UPCAST: tl.constexpr):
+    """Online softmax, base 2, of scores that are yet to be scaled: the scale goes into the exponent's one multiply-add."""
     new = tl.maximum(most, tl.max(scores, 1))
     # a row that has seen no key yet has no maximum
     base = tl.where(new == -float("inf"), 0.0, new)
-    weights = tl.exp2(scores - base[:, None])
-    shrink = tl.exp2(most - base)
+    base = base * scale
+    weights = tl.exp2(scores * scale - base[:, None])
+    shrink = tl.exp2(most * scale - base)
     total = total * shrink + tl.sum(weights, 1)
     sums = sums * shrink[:, None]
     if UPCAST:
@@ -154,19 +159,30 @@ def _launch_options(tile: int, dim: int) -> tuple[int, int, int]:
     """Keys a block, warps, stages."""
     if tile <= 16:
         return (64 if dim > 64 else 128), 4, 3
-    if tile <= 64:
-        return 64, 4, 3
-    return 64, 8 if dim > 64 else 4, 3
+    return 64, 4, 3
 
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def attend(
-    q: Tensor, k_pool: Tensor, v_pool: Tensor, table: Tensor, order: Tensor, items: Tensor, out: Tensor,
+    q: Tensor, k_pool: Tensor, v_pool: Tensor, table: Tensor, order: Tensor | None, items: Tensor, out: Tensor,
     part_out: Tensor, part_lse: Tensor, *, page_size: int, scale: float, tile: int,
     options: tuple[int, int, int] | None = None,
 ) -> None:  # fmt: skip
+    """Attention of ``items``: softmax(q k^T * scale) v over the keys that each names.
+
+    q, out: [T, heads, D]. k_pool, v_pool: [slots, kv heads, D], one layer. table: int32 [lanes, pages].
+    items: int32 [N, 8]: first, count, lane, key_start, key_stop, causal, part, single. Item i is of the tokens
+    order[first : first + count], or first and on where ``order`` is None; count is at most tile // (heads / kv heads), and
+    0 does nothing. Its keys are the positions [key_start, key_stop) of the lane; causal -1: all of them for every query,
+    else the position of the first query, and query j sees keys up to causal + j. single: the result goes to ``out``; else
+    to part ``part`` of part_out float32 [parts, M, heads, D] and part_lse float32 [parts, M, heads] (log base 2), for
+    ``merge_parts``. Every query must see a key. tile: 16 to 128, a power of two. options: keys a block, warps and stages,
+    for measuring others than the usual ones.
+    """
+    if not len(items):
+        return
     _, heads, dim = q.shape
     kv_heads = k_pool.shape[1]
     keys, warps, stages = options or _launch_options(tile, dim)
@@ -174,15 +190,20 @@ def attend(
     if exact:
         keys, stages = min(keys, 32), 2
     _attend[(len(items), kv_heads)](
-        q, k_pool, v_pool, table, order, items, out, part_out, part_lse,
+        q, k_pool, v_pool, table, items if order is None else order, items, out, part_out, part_lse,
         scale * _LOG2E, part_lse.shape[1] if part_lse.dim() == 3 else 0, table.shape[1], kv_heads * dim,
         HEADS=heads, GROUP=heads // kv_heads, DIM=dim, DIM_PADDED=triton.next_power_of_2(max(16, dim)), PAGE=page_size,
         TILE=tile, KEYS=keys, EXACT=exact, UPCAST=_INTERPRETED and q.dtype == torch.bfloat16,
+        GATHERS=order is not None,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
 
 def merge_parts(part_out: Tensor, part_lse: Tensor, num_parts: Tensor, out: Tensor) -> None:
+    """out[t] from the first num_parts[t] parts of token t; a token with one part has its result there already.
+
+    part_out: float32 [parts, M, heads, D]; part_lse: [parts, M, heads]; num_parts: int32 [M]; out: [>= M, heads, D].
+    """
     _, tokens, heads, dim = part_out.shape
     _merge[(tokens, heads)](
         part_out,

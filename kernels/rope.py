@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+_HEADS_A_PROGRAM = 16
+
 
 def rope_and_store(
     qkv: Tensor, cos_sin: Tensor, positions: Tensor, lanes: Tensor, table: Tensor, k_pool: Tensor, v_pool: Tensor,
@@ -19,11 +21,13 @@ def rope_and_store(
     kv_heads = k_pool.shape[1]
     if not tokens:
         return
-    _rope[(tokens, heads + 2 * kv_heads)](
+    block = min(_HEADS_A_PROGRAM, triton.next_power_of_2(max(heads, kv_heads)))
+    grid = (tokens, triton.cdiv(heads, block) + 2 * triton.cdiv(kv_heads, block))
+    _rope[grid](
         qkv, cos_sin, positions, lanes, table, k_pool, v_pool, q_out,
         qkv if q_norm is None else q_norm, qkv if k_norm is None else k_norm, table.shape[1], eps,
         HEADS=heads, KV_HEADS=kv_heads, DIM=dim, HALF=triton.next_power_of_2(dim // 2), PAGE=page_size,
-        HAS_NORM=q_norm is not None, num_warps=1,
+        HAS_NORM=q_norm is not None, BLOCK=block, num_warps=2,
     )  # fmt: skip
 
 
@@ -31,42 +35,59 @@ def rope_and_store(
 def _rope(
     qkv, cos_sin, positions, lanes, table, k_pool, v_pool, q_out, q_norm, k_norm, width, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr,
-    HAS_NORM: tl.constexpr,
+    HAS_NORM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """A program takes BLOCK heads of one token, all of q, all of k or all of v."""
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    at = tl.arange(0, HALF)
-    half = DIM // 2
-    inside = at < half
-    source = qkv + (token * (HEADS + 2 * KV_HEADS) + head) * DIM
-    first = tl.load(source + at, mask=inside, other=0.0)
-    second = tl.load(source + half + at, mask=inside, other=0.0)
+    block = tl.program_id(1)
+    q_blocks: tl.constexpr = (HEADS + BLOCK - 1) // BLOCK
+    kv_blocks: tl.constexpr = (KV_HEADS + BLOCK - 1) // BLOCK
+    source = qkv + token * ((HEADS + 2 * KV_HEADS) * DIM)
     position = tl.load(positions + token)
-    target = q_out + (token * HEADS + head) * DIM
-    if head >= HEADS:
+    if block < q_blocks:
+        head = block * BLOCK + tl.arange(0, BLOCK)
+        _rotate(
+            source, q_out + token * (HEADS * DIM), head, head < HEADS, cos_sin + position.to(tl.int64) * DIM, q_norm, eps,
+            DIM, HALF, HAS_NORM,
+        )  # fmt: skip
+    else:
         lane = tl.load(lanes + token).to(tl.int64)
         page = tl.load(table + lane * width + position // PAGE).to(tl.int64)
-        slot = page * PAGE + position % PAGE
-        if head >= HEADS + KV_HEADS:
-            target = v_pool + (slot * KV_HEADS + head - HEADS - KV_HEADS) * DIM
+        slot = (page * PAGE + position % PAGE) * (KV_HEADS * DIM)
+        if block < q_blocks + kv_blocks:
+            head = (block - q_blocks) * BLOCK + tl.arange(0, BLOCK)
+            _rotate(
+                source + HEADS * DIM, k_pool + slot, head, head < KV_HEADS, cos_sin + position.to(tl.int64) * DIM, k_norm,
+                eps, DIM, HALF, HAS_NORM,
+            )  # fmt: skip
         else:
-            target = k_pool + (slot * KV_HEADS + head - HEADS) * DIM
-    if head < HEADS + KV_HEADS:
-        a, b = first.to(tl.float32), second.to(tl.float32)
-        if HAS_NORM:
-            scale = tl.rsqrt((tl.sum(a * a, 0) + tl.sum(b * b, 0)) / DIM + eps)
-            norm = q_norm
-            if head >= HEADS:
-                norm = k_norm
-            wa = tl.load(norm + at, mask=inside, other=0.0).to(tl.float32)
-            wb = tl.load(norm + half + at, mask=inside, other=0.0).to(tl.float32)
-            a = ((a * scale).to(first.dtype).to(tl.float32) * wa).to(first.dtype).to(tl.float32)
-            b = ((b * scale).to(first.dtype).to(tl.float32) * wb).to(first.dtype).to(tl.float32)
-        angles = cos_sin + position.to(tl.int64) * DIM
-        cos = tl.load(angles + at, mask=inside, other=0.0)
-        sin = tl.load(angles + half + at, mask=inside, other=0.0)
-        tl.store(target + at, (a * cos - b * sin).to(first.dtype), mask=inside)
-        tl.store(target + half + at, (b * cos + a * sin).to(first.dtype), mask=inside)
-    else:
-        tl.store(target + at, first, mask=inside)
-        tl.store(target + half + at, second, mask=inside)
+            head = (block - q_blocks - kv_blocks) * BLOCK + tl.arange(0, BLOCK)
+            dims = tl.arange(0, 2 * HALF)
+            at = head[:, None] * DIM + dims[None, :]
+            inside = (head < KV_HEADS)[:, None] & (dims < DIM)[None, :]
+            tl.store(v_pool + slot + at, tl.load(source + (HEADS + KV_HEADS) * DIM + at, mask=inside), mask=inside)
+
+
+@triton.jit
+def _rotate(
+    source, target, head, is_head, angles, norm, eps, DIM: tl.constexpr, HALF: tl.constexpr, HAS_NORM: tl.constexpr
+):  # fmt: skip
+    pair = tl.arange(0, HALF)
+    half: tl.constexpr = DIM // 2
+    in_half = pair < half
+    at = head[:, None] * DIM + pair[None, :]
+    inside = is_head[:, None] & in_half[None, :]
+    first = tl.load(source + at, mask=inside, other=0.0)
+    second = tl.load(source + at + half, mask=inside, other=0.0)
+    a, b = first.to(tl.float32), second.to(tl.float32)
+    if HAS_NORM:
+        scale = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / DIM + eps)[:, None]
+        weight_a = tl.load(norm + pair, mask=in_half, other=0.0).to(tl.float32)[None, :]
+        weight_b = tl.load(norm + half + pair, mask=in_half, other=0.0).to(tl.float32)[None, :]
+        # rounded where the CPU decoder rounds
+        a = ((a * scale).to(first.dtype).to(tl.float32) * weight_a).to(first.dtype).to(tl.float32)
+        b = ((b * scale).to(first.dtype).to(tl.float32) * weight_b).to(first.dtype).to(tl.float32)
+    cos = tl.load(angles + pair, mask=in_half, other=0.0)[None, :]
+    sin = tl.load(angles + half + pair, mask=in_half, other=0.0)[None, :]
+    tl.store(target + at, (a * cos - b * sin).to(first.dtype), mask=inside)
+    tl.store(target + at + half, (b * cos + a * sin).to(first.dtype), mask=inside)

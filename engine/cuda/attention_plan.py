@@ -17,6 +17,7 @@ Wide = npt.NDArray[np.int64]
 
 FIELDS = 8  # of a work item: first, count, lane, key start, key stop, causal, part, single
 MOST_PARTS = 16  # partial results of one token
+_LONG_TILES = (64, 128)
 _ALL_KEYS = -1  # causal: every query sees all keys of the item
 
 
@@ -35,7 +36,6 @@ class Device:
     multiprocessors: int
     own_tile: int = 16
     shared_tile: int = 128
-    long_tile: int = 128
     min_shared: int = 48
     split_keys: int = 256
     cascade: bool = True
@@ -64,7 +64,10 @@ class Members:
 
 @dataclass(slots=True)
 class Layout:
-    """Work items [items, FIELDS] by tile. order: the tokens they name. parts: of each token of members, to merge."""
+    """Work items [items, FIELDS] by tile; ``long`` has its own.
+
+    order: the tokens that shared items name; the others name them by number. parts: of each token of members, to merge.
+    """
 
     order: Ints
     own: Ints
@@ -72,6 +75,7 @@ class Layout:
     long: Ints
     parts: Ints
     most_parts: int
+    long_tile: int
 
 
 def lay_out(members: Members, long_rows: Wide, table: Ints, device: Device) -> Layout:
@@ -81,7 +85,7 @@ def lay_out(members: Members, long_rows: Wide, table: Ints, device: Device) -> L
     """
     own_start = np.zeros(len(members.lane), np.int64)
     parts = np.zeros(len(members.lane), np.int64)
-    orders: list[Wide] = [np.arange(int(members.count.sum()) + int(long_rows[:, 1].sum()))]
+    orders: list[Wide] = []
     shared: list[Wide] = []
     if device.cascade and len(members.lane) > 1:
         for level in range(members.ends.shape[1]):
@@ -91,14 +95,17 @@ def lay_out(members: Members, long_rows: Wide, table: Ints, device: Device) -> L
                 orders.append(found[0])
                 shared.append(found[1])
     own = _own(members, own_start, parts, device)
+    # a tile that chunks do not fill is work for nothing
+    long_tile = _LONG_TILES[int(long_rows[:, 1].max(initial=0)) * device.group > _LONG_TILES[0]]
     per_token = np.repeat(parts, members.count)
     return Layout(
-        order=np.concatenate(orders).astype(np.int32),
+        order=(np.concatenate(orders) if orders else np.empty(0)).astype(np.int32),
         own=own.astype(np.int32),
         shared=(np.concatenate(shared) if shared else np.empty((0, FIELDS))).astype(np.int32),
-        long=_long(long_rows, device).astype(np.int32),
+        long=_long(long_rows, long_tile // device.group).astype(np.int32),
         parts=per_token.astype(np.int32),
         most_parts=int(per_token.max(initial=1)),
+        long_tile=long_tile,
     )
 
 
@@ -160,11 +167,10 @@ def _own(members: Members, own_start: Wide, parts: Wide, device: Device) -> Wide
     return items
 
 
-def _long(rows: Wide, device: Device) -> Wide:
+def _long(rows: Wide, per_item: int) -> Wide:
     """Prompt chunks: all keys up to each query, in one part."""
     first, count, lane, start = rows.T
     ones, zeros = np.ones(len(rows), np.int64), np.zeros(len(rows), np.int64)
-    per_item = device.long_tile // device.group
     items = _cut(first, count, per_item, lane, zeros, start + count, ones, zeros, start, ones.astype(bool))
     # The longest first: what is left at the end is short.
     return items[np.argsort(-items[:, 4], kind="stable")]

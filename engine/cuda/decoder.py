@@ -23,7 +23,8 @@ from spark_llm.kernels.rope import rope_and_store
 class DeviceStep:
     """A step's inputs on the device, int32 throughout; T tokens, S of which yield a next token.
 
-    tokens, positions, lanes: [T]. order: tokens that items name. own, shared, long: [items, 8] work items.
+    tokens, positions, lanes: [T]. own, shared, long: [items, 8] work items. order: tokens that shared ones name.
+    long_tile: rows of the query tiles of long items.
     parts: [M], for the first M tokens how many partial results they have; None if no token has more than one.
     most_parts: an upper bound of them. last: [S], the tokens that sample, or None if all do, in their order.
     """
@@ -38,6 +39,7 @@ class DeviceStep:
     parts: Tensor | None
     most_parts: int
     last: Tensor | None
+    long_tile: int = 128
 
 
 class DeviceDecoder:
@@ -51,7 +53,7 @@ class DeviceDecoder:
         context_length: int,
         dtype: torch.dtype,
         device: torch.device,
-        tiles: tuple[int, int, int],
+        tiles: tuple[int, int],
     ) -> None:
         self.config = config
         self.weights = weights
@@ -59,7 +61,7 @@ class DeviceDecoder:
         self.device = device
         angles = torch.outer(torch.arange(context_length, dtype=torch.float32), frequencies(config))
         self._cos_sin = torch.cat((angles.cos(), angles.sin()), dim=-1).to(device)
-        self._own_tile, self._shared_tile, self._long_tile = tiles
+        self._own_tile, self._shared_tile = tiles
         self._scale = config.head_dim**-0.5
         self._part_out = torch.empty(0, dtype=torch.float32, device=device)
         self._part_lse = torch.empty(0, dtype=torch.float32, device=device)
@@ -109,12 +111,12 @@ class DeviceDecoder:
         shape = (step.most_parts, tokens, heads)
         part_lse = self._part_lse[: step.most_parts * tokens * heads].view(shape)
         part_out = self._part_out[: step.most_parts * tokens * heads * dim].view(*shape, dim)
-        blocks = ((step.long, self._long_tile), (step.shared, self._shared_tile), (step.own, self._own_tile))
+        blocks = ((step.long, step.long_tile), (step.shared, self._shared_tile), (step.own, self._own_tile))
         for items, tile in blocks:
             if len(items):
                 attend(
-                    q, k_pool, v_pool, pool.table, step.order, items, out, part_out, part_lse,
-                    page_size=pool.page_size, scale=self._scale, tile=tile,
+                    q, k_pool, v_pool, pool.table, step.order if items is step.shared else None, items, out, part_out,
+                    part_lse, page_size=pool.page_size, scale=self._scale, tile=tile,
                 )  # fmt: skip
         if step.parts is not None:
             merge_parts(part_out, part_lse, step.parts, out[:tokens])

@@ -43,7 +43,7 @@ def load_runner(
     held = DeviceWeights(config, weights, dtype, device, layer=layer, head=head)
     context_length = spec.context_length or config.context_length
     layout = layout_for(config, device, page_size=spec.page_size, cascade=not spec.deterministic)
-    tiles = (layout.own_tile, layout.shared_tile, layout.long_tile)
+    tiles = (layout.own_tile, layout.shared_tile)
     decoder = DeviceDecoder(config, held, context_length=context_length, dtype=dtype, device=device, tiles=tiles)
     batch_tokens, lanes = batch_limit(spec), lane_limit(spec, context_length)
     step_bytes = _largest_step(decoder, layout, spec, context_length, batch_tokens, lanes)

@@ -117,6 +117,7 @@ class DeviceRunner:
                 parts=views["parts"] if merges else None,
                 most_parts=layout.most_parts,
                 last=views["last"] if gathers else None,
+                long_tile=layout.long_tile,
             ),
             self.pool,
         )

@@ -92,7 +92,7 @@ def shared_ends(row: Row, start: int) -> npt.NDArray[np.int64]:
 def lay_flat(plan: StepPlan, prefixes: SharedPrefixes, device: Device) -> HostStep:
     """The step's tokens in the device's order."""
     decodes = len(plan.decode)
-    most = device.shared_tile // 2 // device.group if device.cascade else 0  # tokens of a short rest
+    most = 2 * device.own_tile // device.group if device.cascade else 0  # tokens of a short rest
     short = [s for s in plan.rows if s.count <= most]
     long = [s for s in plan.rows if s.count > most]
     prompts = short + long

@@ -1,0 +1,257 @@
+"""The attention kernel alone: arithmetic of extend, bandwidth of decode, and what reading a shared prefix once saves.
+
+    python benchmarks/gpu_attention.py
+    python benchmarks/gpu_attention.py --sweep     # launch parameters on a few shapes
+
+Beside it torch's scaled_dot_product_attention (the fastest of its backends) on equal dense shapes. Each shape is checked
+against it before it is timed; medians of CUDA events; decode in CUDA graphs, over buffers larger than the L2 cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+from triton.testing import do_bench, do_bench_cudagraph
+
+from spark_llm.engine.cuda.attention_plan import Device, Layout, Members, lay_out
+from spark_llm.kernels.paged_attention import attend, merge_parts
+
+OUT = Path(__file__).resolve().parent.parent / "artifacts" / "gpu_attention.json"
+HEADS = ((32, 8, 128), (32, 32, 128), (64, 8, 128), (32, 8, 64), (32, 32, 64))
+SHARED_TILE = 128
+MOST_CHECKED = 128  # queries of a row
+
+
+class Case:
+    """Rows over a pool of random K/V. starts, counts: tokens that each row has, and computes."""
+
+    def __init__(
+        self, heads: tuple[int, int, int], starts: list[int], counts: list[int], shared: int = 0, cascade: bool = True
+    ) -> None:
+        self.heads, self.kv_heads, self.dim = heads
+        rows = len(starts)
+        width = max(s + c for s, c in zip(starts, counts, strict=True))
+        table = np.arange(rows * width, dtype=np.int32).reshape(rows, width)
+        np.random.default_rng(0).shuffle(table.reshape(-1))
+        table[:, :shared] = table[0, :shared]
+        self.table = torch.from_numpy(table).cuda()
+        slots = rows * width
+        self.k = torch.randn(slots, self.kv_heads, self.dim, device="cuda", dtype=torch.bfloat16)
+        self.v = torch.randn_like(self.k)
+        self.tokens = sum(counts)
+        self.q = torch.randn(self.tokens, self.heads, self.dim, device="cuda", dtype=torch.bfloat16)
+        self.out = torch.empty_like(self.q)
+        first = np.cumsum(counts) - np.array(counts)
+        group = self.heads // self.kv_heads
+        processors = torch.cuda.get_device_properties(0).multi_processor_count
+        device = Device(
+            group=group, kv_heads=self.kv_heads, page_size=1, multiprocessors=processors, cascade=cascade,
+            own_tile=max(16, group), shared_tile=SHARED_TILE,
+        )  # fmt: skip
+        is_short = np.array(counts) * group <= 32
+        ends = np.zeros((int(is_short.sum()), 4), np.int64)
+        ends[:, 0] = shared
+        lanes = np.arange(rows)
+        members = Members(
+            lanes[is_short], first[is_short], np.array(counts)[is_short], np.array(starts)[is_short], ends
+        )
+        long_rows = np.stack((first, counts, lanes, starts), 1)[~is_short]
+        self.layout: Layout = lay_out(members, long_rows, table, device)
+        put = lambda values: torch.from_numpy(values).cuda()  # noqa: E731
+        self.order, self.parts = put(self.layout.order), put(self.layout.parts)
+        self.blocks = [
+            (put(getattr(self.layout, n)), n) for n in ("long", "shared", "own") if len(getattr(self.layout, n))
+        ]
+        shape = (self.layout.most_parts, len(self.parts), self.heads)
+        self.part_out = torch.empty(*shape, self.dim, device="cuda")
+        self.part_lse = torch.empty(shape, device="cuda")
+        self.tiles = {"own": device.own_tile, "shared": SHARED_TILE, "long": self.layout.long_tile}
+        self.starts, self.counts = starts, counts
+
+    def run(self, options: tuple[int, int, int] | None = None) -> None:
+        for items, name in self.blocks:
+            attend(
+                self.q, self.k, self.v, self.table, self.order if name == "shared" else None, items, self.out,
+                self.part_out, self.part_lse, page_size=1, scale=self.dim**-0.5, tile=self.tiles[name], options=options,
+            )  # fmt: skip
+        if self.layout.most_parts > 1:
+            merge_parts(self.part_out, self.part_lse, self.parts, self.out)
+
+    def check(self, rows: int = 3) -> float:
+        """Greatest error against torch's attention in float32, of the last queries of a few rows."""
+        self.out.fill_(float("nan"))
+        self.run()
+        worst = 0.0
+        first = np.cumsum(self.counts) - np.array(self.counts)
+        group = self.heads // self.kv_heads
+        for row in np.linspace(0, len(self.starts) - 1, rows).astype(int):
+            length = self.starts[row] + self.counts[row]
+            skipped = max(0, self.counts[row] - MOST_CHECKED)
+            begin, end = first[row] + skipped, first[row] + self.counts[row]
+            slots = self.table[row, :length].long()
+            q = self.q[begin:end].transpose(0, 1).float()
+            k, v = (t[slots].transpose(0, 1).float().repeat_interleave(group, 0) for t in (self.k, self.v))
+            positions = torch.arange(length - (end - begin), length, device="cuda")
+            seen = torch.arange(length, device="cuda")[None] <= positions[:, None]
+            expected = scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(0, 1)
+            error = (self.out[begin:end].float() - expected).abs().max().item()
+            worst = max(worst, error if error == error else float("inf"))
+        return worst
+
+    @property
+    def flops(self) -> float:
+        pairs = sum(c * s + c * (c + 1) / 2 for s, c in zip(self.starts, self.counts, strict=True))
+        return 4.0 * pairs * self.heads * self.dim
+
+    @property
+    def bytes(self) -> float:
+        return 4.0 * self.kv_heads * self.dim * sum(s + c for s, c in zip(self.starts, self.counts, strict=True))
+
+
+def dense_seconds(heads: tuple[int, int, int], rows: int, queries: int, keys: int) -> tuple[float, str]:
+    """torch's attention on an equal dense shape: causal from zero, or all queries over all keys (twice the masked work)."""
+    n, kv, dim = heads
+    q = torch.randn(rows, n, queries, dim, device="cuda", dtype=torch.bfloat16)
+    k = torch.randn(rows, kv, keys, dim, device="cuda", dtype=torch.bfloat16)
+    v = torch.randn_like(k)
+    found: list[tuple[float, str]] = []
+    for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
+        try:
+            with sdpa_kernel(backend):
+                call = lambda: scaled_dot_product_attention(q, k, v, is_causal=queries == keys, enable_gqa=kv != n)  # noqa: E731
+                call()
+                found.append((do_bench(call, warmup=10, rep=40, return_mode="median") / 1e3, backend.name[:5]))
+        except RuntimeError:
+            continue
+    return min(found, default=(float("nan"), "none"))
+
+
+def seconds(call: Callable[[], Any], graph: bool = False) -> float:
+    bench = do_bench_cudagraph if graph else do_bench
+    return float(bench(call, rep=40, return_mode="median")) / 1e3
+
+
+def measure() -> list[dict[str, Any]]:
+    results = []
+    source = torch.empty(1 << 31, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    bandwidth = 2 * (1 << 31) / seconds(lambda: target.copy_(source))
+    del source, target
+    print(f"{torch.cuda.get_device_name()}: copy {bandwidth / 1e12:.2f} TB/s")
+    for heads in HEADS:
+        name = "{}/{} x {}".format(*heads)
+        for rows, start, count in (
+            (16, 0, 512),
+            (4, 0, 4096),
+            (1, 0, 16384),
+            (128, 512, 64),
+            (64, 2048, 64),
+            (16, 8192, 256),
+        ):
+            case = Case(heads, [start] * rows, [count] * rows)
+            error = case.check()
+            taken = seconds(case.run)
+            dense, backend = dense_seconds(heads, rows, count, start + count)
+            # a dense call without a mask computes all pairs, ours only those seen
+            pairs = rows * count * (start + count) if start else case.flops / (4 * heads[0] * heads[2])
+            peer = 4.0 * pairs * heads[0] * heads[2] / dense
+            rate = case.flops / taken
+            results.append(
+                {
+                    "kind": "extend",
+                    "heads": name,
+                    "rows": rows,
+                    "start": start,
+                    "count": count,
+                    "tflops": rate / 1e12,
+                    "sdpa": peer / 1e12,
+                    "error": error,
+                }
+            )
+            print(
+                f"extend {name:12} {rows:4} x {count:5} over {start:5}: {rate / 1e12:6.0f} TFLOP/s, {rate / peer:5.0%} of sdpa ({backend} {peer / 1e12:.0f}), error {error:.4f}"
+            )
+            del case
+        for rows, context in ((256, 512), (128, 2048), (32, 8192), (4, 32768)):
+            case = Case(heads, [context - 1] * rows, [1] * rows)
+            error = case.check()
+            taken = seconds(case.run, graph=True)
+            rate = case.bytes / taken
+            results.append(
+                {
+                    "kind": "decode",
+                    "heads": name,
+                    "rows": rows,
+                    "context": context,
+                    "tbs": rate / 1e12,
+                    "of_copy": rate / bandwidth,
+                    "error": error,
+                }
+            )
+            print(
+                f"decode {name:12} {rows:4} rows, {context:5} keys: {rate / 1e12:5.2f} TB/s, {rate / bandwidth:5.0%} of copy, error {error:.4f}"
+            )
+            del case
+        shared = Case(heads, [2048 + 31] * 64, [1] * 64, shared=2048)
+        plain = Case(heads, [2048 + 31] * 64, [1] * 64, shared=2048, cascade=False)
+        apart = Case(heads, [2048 + 31] * 64, [1] * 64)
+        error = shared.check()
+        once, each, distinct = (seconds(c.run, graph=True) for c in (shared, plain, apart))
+        results.append(
+            {"kind": "shared", "heads": name, "once": once, "plain": each, "distinct": distinct, "error": error}
+        )
+        print(
+            f"shared {name:12} 64 rows below 2,048: {each / once:.1f}x plain, {distinct / once:.1f}x distinct pages, error {error:.4f}"
+        )
+    return results
+
+
+def sweep() -> None:
+    cases = {
+        "extend 128 x 64 over 512": lambda h: Case(h, [512] * 128, [64] * 128),
+        "extend 64 x 64 over 2048": lambda h: Case(h, [2048] * 64, [64] * 64),
+        "extend 4 x 4096": lambda h: Case(h, [0] * 4, [4096] * 4),
+        "decode 1024 x 640": lambda h: Case(h, [639] * 1024, [1] * 1024),
+        "decode 128 x 2048": lambda h: Case(h, [2047] * 128, [1] * 128),
+        "shared 4096 below 2048 + 80": lambda h: Case(h, [2048 + 79] * 2048, [1] * 2048, shared=2048),
+    }
+    for heads, (name, make) in itertools.product(((32, 8, 128), (32, 8, 64)), cases.items()):
+        case = make(heads)
+        found = []
+        for options in itertools.product((64, 128), (4, 8), (2, 3, 4)):
+            try:
+                found.append((seconds(lambda case=case, options=options: case.run(options)), options))
+            except Exception:
+                continue
+        found.sort()
+        usual = seconds(case.run)
+        best = "  ".join(f"{o}: {s * 1e6:.0f} us" for s, o in found[:4])
+        print(
+            f"{heads} {name}: now {usual * 1e6:.0f} us ({case.flops / usual / 1e12:.0f} TFLOP/s, {case.bytes / usual / 1e12:.2f} TB/s); {best}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    if arguments.sweep:
+        sweep()
+        return
+    results = measure()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
