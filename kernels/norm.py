@@ -11,8 +11,8 @@ from torch import Tensor
 def add_rms_norm(x: Tensor | None, residual: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
     """residual += x (in its dtype; None adds nothing), then out = norm(residual) * weight.
 
-    x, residual, out: [tokens, hidden], contiguous, one dtype. Inside float32; the normed value is rounded before it meets
-    the weight, as the CPU decoder does.
+    x, residual, out: [tokens, hidden], contiguous, one dtype. Inside float32; the normed value is rounded before it
+    meets the weight, as the CPU decoder does.
     """
     tokens, hidden = residual.shape
     if not tokens:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -69,19 +70,19 @@ def attend_reference(q: Tensor, pool: Pool, lanes: np.ndarray, positions: np.nda
 
 def attended(q: Tensor, pool: Pool, layout: Layout, device: Device) -> Tensor:
     """The step's attention; workspaces and output begin as NaN, empty items lie between the others."""
-    tokens, heads, dim = q.shape
+    _, heads, dim = q.shape
     members = len(layout.parts)
     out = torch.full_like(q, NAN)
     part_out = torch.full((layout.most_parts, members, heads, dim), NAN, device=q.device)
     part_lse = torch.full((layout.most_parts, members, heads), NAN, device=q.device)
     table, order = (torch.from_numpy(array).to(q.device) for array in (pool.table, layout.order))
     for items, tile in (
-        (layout.long, device.long_tile), (layout.shared, device.shared_tile), (layout.own, device.own_tile)
+        (layout.long, layout.long_tile), (layout.shared, device.shared_tile), (layout.own, device.own_tile)
     ):  # fmt: skip
         padded = np.zeros((2 * len(items) + 1, FIELDS), np.int32)
         padded[1::2] = items
         attend(
-            q, pool.k, pool.v, table, order, torch.from_numpy(padded).to(q.device), out, part_out, part_lse,
+            q, pool.k, pool.v, table, order if items is layout.shared else None, torch.from_numpy(padded).to(q.device), out, part_out, part_lse,
             page_size=pool.page_size, scale=dim**-0.5, tile=tile,
         )  # fmt: skip
     merge_parts(part_out, part_lse, torch.from_numpy(layout.parts).to(q.device), out[:members])
@@ -152,7 +153,7 @@ def test_any_split_of_the_keys_merges_to_the_same(
     q = torch.randn(tokens, 4, 64, generator=torch.Generator().manual_seed(seed)).to(device)
     edges = sorted({0, keys, *(c for c in cuts if c < keys)})
     parts = len(edges) - 1
-    spans = list(zip(edges, edges[1:], strict=False))
+    spans = list(pairwise(edges))
     whole = np.array([[0, tokens, 0, 0, keys, -1, 0, 1]], np.int32)
     split = np.array([[0, tokens, 0, a, b, -1, i, 0] for i, (a, b) in enumerate(spans)], np.int32)
     table = torch.from_numpy(pool.table).to(device)
