@@ -168,7 +168,8 @@ class Answering:
         most = flow.window_rows * flow.windows_in_flight
         has_room = len(self._queue) <= flow.windows_in_flight
         if flow.pair is not None:
-            has_room = has_room or sum(window.size for window in self._queue) < _PAIR_BYTES
+            size = sum(window.size for window in self._queue)
+            has_room = has_room or (size < _PAIR_BYTES and not self._is_stuck(self._queue[-1]))
         return has_room and all(asker.unanswered + flow.window_rows <= most for asker in self.askers)
 
     def _take(self, source: RowSource) -> None:
@@ -225,6 +226,8 @@ class Answering:
 
     def _advance(self, window: _Window) -> None:
         """Judge what is answered of a window, and ask its next stage, until it has to wait or is done."""
+        if self._is_stuck(window):
+            return
         stages = 1 if window.plan is None else window.plan.shape[1]
         while not window.done and not window.is_open():
             if self._judges and window.alive.any():
@@ -236,6 +239,10 @@ class Answering:
             for call, (asker, rows) in enumerate(zip(self.askers, window.calls, strict=True)):
                 asker.ask(rows, window.asked_now() & window.asked_in(window.stage, call))
             window.stage += 1
+
+    def _is_stuck(self, window: _Window) -> bool:
+        """Does the window wait for earlier ones with the same left rows, which have found nothing new?"""
+        return window.pairs is not None and not window.done and window.pairs.stuck == self._matches.changes
 
     def _next_round(self, window: _Window) -> bool:
         """Begin the next round of a window's pairs; False: there is none, now or at all (then the window is done)."""

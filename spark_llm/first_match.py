@@ -35,22 +35,28 @@ class _LeftRow:
 @dataclass(slots=True, eq=False)
 class PairWindow:
     """The pairs of a window. ids: int64 [left rows], ascending. left: int64 [pairs], the place of each pair's left row
-    in ``ids``. had: bool [pairs], those that had their round. holds: places of the left rows whose turn it is here."""
+    in ``ids``. had: bool [pairs], those that had their round. holds: places of the left rows whose turn it is here.
+    stuck: number of ``FirstMatches.changes`` when all that was left waited for earlier windows."""
 
     number: int
     ids: Ints
     left: Ints
     had: Bools
     holds: set[int] = field(default_factory=set)
+    stuck: int = -1
 
 
 class FirstMatches:
-    """What a task knows of its left rows. Windows with pairs of the same left row take turns, in their order."""
+    """What a task knows of its left rows. Windows with pairs of the same left row take turns, in their order.
+
+    changes: how often a window that waits for others may have got something to do.
+    """
 
     def __init__(self, remembered: int = REMEMBERED_ROWS) -> None:
         self._rows: OrderedDict[int, _LeftRow] = OrderedDict()
         self._remembered = remembered
         self._windows = 0
+        self.changes = 0
 
     def window(self, ids: Ints) -> PairWindow:
         """The pairs of the next window. ids: int64 [pairs], of their left rows."""
@@ -80,6 +86,8 @@ class FirstMatches:
                 sizes[place] = min(row.asked + 1, counts[place])
                 row.asked += int(sizes[place])
         alive &= ~matched[pairs.left] | pairs.had
+        if not sizes.any():
+            pairs.stuck = self.changes
         positions = np.flatnonzero(waiting)
         positions = positions[np.argsort(pairs.left[positions], kind="stable")]
         left = pairs.left[positions]
@@ -94,6 +102,7 @@ class FirstMatches:
         places = np.unique(pairs.left[hits])
         for place in places.tolist():
             self._row(int(pairs.ids[place])).matched = True
+            self.changes += 1
         alive &= ~np.isin(pairs.left, places)
 
     def _row(self, number: int) -> _LeftRow:
@@ -108,3 +117,4 @@ class FirstMatches:
         row = self._row(int(pairs.ids[place]))
         if row.window == pairs.number:
             row.window = None
+            self.changes += 1

@@ -488,3 +488,18 @@ def test_what_a_task_forgets_of_a_left_row_is_asked_again_at_most() -> None:
         for window, left in zip(windows, alive, strict=True):
             matches.next_round(window, left)
     assert all(window.had.all() for window in windows)
+
+
+def test_windows_that_wait_for_others_are_not_looked_at_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 left rows in each window of 8 pairs: all windows but the first wait, and no more are read than may be."""
+    looked = []
+    next_round = FirstMatches.next_round
+    monkeypatch.setattr(FirstMatches, "next_round", lambda *given: looked.append(given[1].number) or next_round(*given))
+    engine = FakeEngine(says_yes(10_000_000), seed=3)
+    answering = group(engine, 1, window_rows=8, windows_in_flight=2, conditions=all_yes(1), pair=3)
+    seen = []
+    answering.on_progress = lambda is_due: seen.append(answering.read - answering.askers[0].counts.rows)
+    found = run(answering, [(str(1 + number), True) for number in range(800)], 100, [n % 4 for n in range(800)])
+    assert {text for (text,) in found} == {"no"}
+    assert max(seen) <= 4 * 8
+    assert len(looked) < 8 * 100
