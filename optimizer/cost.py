@@ -20,6 +20,8 @@ _KINDS: tuple[Kind, ...] = ("exact", "about", "at most")
 
 TEMPLATE_HEAD, TEMPLATE_TAIL = 24.0, 6.0
 """Tokens of a chat template before and behind the message: a guess (planning does not run templates)."""
+SHARED_TAIL, SHARED_ROW = 26.0, 4.0
+"""Tokens of the request for a line a row, and of a row's number, where rows share a prompt: of an English tokenizer."""
 TOKENS_PER_SECOND = 1000.0
 """Of one engine before any was measured: a guess."""
 EXCHANGE_BYTES_PER_SECOND = 50e6
@@ -140,7 +142,8 @@ class CallInput:
     rendered. shared: share of them that a prefix cache finds when every row is asked, 0 to 1, equal rows included.
     head, tail: tokens of the constant beginning and end of all prompts. varying_tokens, varying_shared: the same two
     numbers as for the fields for a prompt that differs by row. max_output: most tokens of an answer.
-    folds: equal rows are asked once.
+    folds: equal rows are asked once. rows_per_prompt: how many rows at most share a prompt; prompts: how many there are
+    when every row is asked, UNKNOWN: as few as can be; left_tokens: of field_tokens those that a prompt has once.
     """
 
     rows: Number = UNKNOWN
@@ -154,6 +157,9 @@ class CallInput:
     varying_shared: Number = NONE
     max_output: int = 0
     folds: bool = True
+    rows_per_prompt: int = 1
+    prompts: Number = UNKNOWN
+    left_tokens: Number = UNKNOWN
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,7 +193,8 @@ def call_cost(known: CallInput, speed: Speed) -> CallCost:
     """The cost of one call.
 
     calls = min(asked, distinct); prompt tokens = calls x (head + fields + tail); of the fields the prefix cache leaves
-    rows x fields x (1 - shared) to compute, folded or not, of the head one a engine, of the tail all.
+    rows x fields x (1 - shared) to compute, folded or not, of the head one a engine, of the tail all. Where k rows
+    share a prompt, calls = that / k, each with the left fields once and k lines of right ones, and answers of k lines.
     """
     asked = known.rows if known.asked is None else smaller(known.asked, known.rows)
     calls = asked
@@ -199,11 +206,18 @@ def call_cost(known: CallInput, speed: Speed) -> CallCost:
         return CallCost(rows=known.rows, asked=asked, distinct=known.distinct, calls=calls, **spent)
     per_row = known.field_tokens.plus(known.varying_tokens).plus(known.head + known.tail)
     prompt = calls.times(per_row)
+    tail = known.tail
+    if known.rows_per_prompt > 1:
+        pairs, calls = calls, _prompts(calls, known)
+        tail += SHARED_TAIL
+        right = known.field_tokens.minus(known.left_tokens).plus(SHARED_ROW)
+        left = known.left_tokens.plus(known.varying_tokens).plus(known.head + tail)
+        prompt = pairs.times(right).plus(calls.times(left))
     # Rows that are not asked compute nothing: at most what all rows would.
     fields = known.rows.times(known.field_tokens).times(exact(1, "job").minus(known.shared))
     varying = known.rows.times(known.varying_tokens).times(exact(1, "job").minus(known.varying_shared))
     heads = min(float(speed.engines), calls.value or 0.0) * known.head
-    missed = fields.plus(varying).plus(calls.times(known.tail)).plus(heads)
+    missed = fields.plus(varying).plus(calls.times(tail)).plus(heads)
     missed = _capped(missed, prompt)
     output = calls.times(float(known.max_output)).at_most()
     computed = missed.plus(output)
@@ -218,6 +232,15 @@ def call_cost(known: CallInput, speed: Speed) -> CallCost:
         computed_tokens=computed,
         seconds=speed.seconds(computed),
     )
+
+
+def _prompts(pairs: Number, known: CallInput) -> Number:
+    """How many prompts show so many rows."""
+    fewest = pairs.times(1 / known.rows_per_prompt)
+    if known.prompts.value is None or pairs.value is None:
+        return fewest._replace(kind=max(fewest.kind, "about", key=_KINDS.index))
+    found = smaller(known.prompts, pairs)
+    return found._replace(kind=max(found.kind, pairs.kind, key=_KINDS.index))
 
 
 def _capped(number: Number, limit: Number) -> Number:

@@ -146,9 +146,35 @@ def _input(
         tail=TEMPLATE_TAIL + (instruction if layout.instruction_last else 0),
         varying_tokens=varying_tokens,
         varying_shared=varying_shared,
-        max_output=context.max_output_length if call.spec.max_tokens is None else call.spec.max_tokens,
+        max_output=layout.most_output(
+            context.max_output_length if call.spec.max_tokens is None else call.spec.max_tokens
+        ),
         folds=call.spec.rows is not None and call.spec.rows.fold and call.spec.is_repeatable,
+        rows_per_prompt=max(1, layout.rows),
+        prompts=_prompts(statistics, layout),
+        left_tokens=_left_tokens(statistics, layout, source),
     )
+
+
+def _prompts(statistics: InputStatistics, layout: PromptPlan) -> Number:
+    """Prompts that the rows of each left side come to, where all rows were looked at."""
+    hashes = statistics.hashes
+    if layout.rows < 2 or not layout.left or hashes is None or statistics.rows is None or len(hashes) < statistics.rows:
+        return UNKNOWN
+    rows = np.unique(hashes, axis=0)
+    rows = rows[~(rows == _NULL_HASH).all(axis=1)]
+    pairs = np.unique(rows[:, list(layout.left)], axis=0, return_counts=True)[1]
+    return about(int((-(-pairs // layout.rows)).sum()), "job")
+
+
+def _left_tokens(statistics: InputStatistics, layout: PromptPlan, source: Source) -> Number:
+    """Tokens of the fields that all rows of a prompt have in common."""
+    if statistics.lengths is not None and len(statistics.lengths):
+        return about(float(statistics.lengths[:, list(layout.left)].sum(axis=1).mean()), source)
+    lengths = [statistics.columns[number].length for number in layout.left if number < len(statistics.columns)]
+    if len(lengths) < len(layout.left) or any(length is None for length in lengths):
+        return UNKNOWN
+    return about(sum(length or 0.0 for length in lengths), source)
 
 
 def _source(statistics: InputStatistics) -> Source:

@@ -37,7 +37,7 @@ class Flow:
     conditions: on the answers; a row that cannot meet one of them is not asked any further. order: what is known of the
     calls' costs; None: all calls are asked at once. grant: asked for the size of each window, under a limit. pair: the
     column with the id of each row's left row, where the rows are a join's pairs and the first that meets the conditions
-    is enough; None: they are not.
+    is enough; None: they are not. together: how many of these pairs share a prompt.
     """
 
     window_rows: int
@@ -46,6 +46,7 @@ class Flow:
     order: PredicateOrder | None = None
     grant: Grant | None = None
     pair: int | None = None
+    together: int = 1
 
 
 class RowSource:
@@ -123,7 +124,7 @@ class Answering:
         self._judges = bool(flow.conditions) and (
             flow.order is not None or flow.grant is not None or flow.pair is not None
         )
-        self._matches = FirstMatches()
+        self._matches = FirstMatches(first=flow.together)
         self._queue: deque[_Window] = deque()
         self._verdicts: dict[tuple[object, ...], bool | None] = {}
         self._known = [(0, 0)] * len(askers)  # answers and tokens that the order has heard of

@@ -1,7 +1,7 @@
 """One call's side of a task: which of its rows share a request, what is sent, and what came back.
 
-Rows are looked up by their canonical arguments; what is new is rendered, sorted and sent. This module knows no Spark:
-it takes Arrow columns and an open stream.
+Rows are looked up by their canonical arguments; what is new is rendered, sorted and sent, several rows in one prompt
+where they may share it (shared_prompt.py). This module knows no Spark: it takes Arrow columns and open streams.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from spark_llm.errors import LlmError, catalogue
 from spark_llm.optimizer.reorder.hashing import hash_values
 from spark_llm.optimizer.reorder.window import prefix_order
 from spark_llm.prompt import asks, render, request_batch
+from spark_llm.shared_prompt import Together, answers, prompts, segments, shared_batch, shared_key
 from spark_llm.tally import Counts
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class AnswerSettings:
     are rendered and sent together. fold: equal rows share a request. seed: of sampled calls that are to repeat; drawn:
     what a row's draws depend on beside it (``CallSpec.drawn``). fail: a row that cannot be answered fails the query
     instead of being NULL; partial: one beyond the budget does not. order: the field order of each row, None as
-    written. instruction_last: the fields stand before the prompt.
+    written. instruction_last: the fields stand before the prompt. together: how rows share prompts, None: they do not.
     """
 
     fields: Sequence[FieldSpec]
@@ -72,17 +73,27 @@ class AnswerSettings:
     partial: bool = False
     order: OrderTable | None = None
     instruction_last: bool = False
+    together: Together | None = None
 
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """One request and the rows that wait for it, a window each. void: as what its rows count if it got no answer."""
+    """One question and the rows that wait for it, a window each. void: as what its rows count if it got no answer."""
 
     key: bytes | None
     text: str | None = None
     done: bool = False
     void: Literal["", "over_budget", "skipped"] = ""
     waiting: list[CallRows] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class _Prompt:
+    """What was sent: a request alone, or several together; then ``columns`` and ``keys`` have their arguments."""
+
+    requests: list[_Request]
+    columns: list[pa.Array] | None = None
+    keys: Answers | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -115,22 +126,28 @@ class CallRows:
 class Asker:
     """Asks for the rows of one call of a task; ``counts`` tell what came of them.
 
-    ``open_stream`` is called when the first row needs the engine. ``received``: answers that came.
+    ``open_stream`` is called when the first row needs the engine, ``open_shared`` for prompts with several rows.
+    ``received``: rows whose answers came.
     """
 
-    def __init__(self, settings: AnswerSettings, open_stream: Callable[[], AnswerStream]) -> None:
+    def __init__(
+        self,
+        settings: AnswerSettings,
+        open_stream: Callable[[], AnswerStream],
+        open_shared: Callable[[], AnswerStream] | None = None,
+    ) -> None:
         self.counts = Counts()
         self.received = 0
         self._settings = settings
-        self._open_stream = open_stream
-        self._stream: AnswerStream | None = None
-        self._sent: dict[int, _Request] = {}
+        self._open = {False: open_stream, True: open_shared or open_stream}
+        self._streams: dict[bool, AnswerStream] = {}  # by whether prompts have several rows
+        self._sent: dict[int, _Prompt] = {}  # the oldest first
         self._memory: OrderedDict[bytes, _Request] = OrderedDict()
         self._next_id = 0
 
     @property
     def unanswered(self) -> int:
-        """How many requests wait for the engine."""
+        """How many prompts wait for the engine."""
         return len(self._sent)
 
     def rows(self, columns: Sequence[pa.Array]) -> CallRows:
@@ -152,42 +169,53 @@ class Asker:
         if len(new):
             requests = [rows.requests[number] for number in numbers[new]]
             rows.own += requests
-            self._send([column.take(pa.array(positions[new])) for column in rows.columns], requests, keys[new])
+            self._send([column.take(pa.array(positions[new])) for column in rows.columns], requests, keys[new], True)
 
     def receive(self) -> None:
         """Take the next answers in; some row has to wait for one. Raises LlmError (LLM_ROW_FAILED, LLM_BUDGET_EXCEEDED,
         whatever keeps the engine from going on), and LimitReached."""
-        assert self._stream is not None
-        batch = self._stream.receive()
+        oldest = next(iter(self._sent.values()))
+        batch = self._streams[oldest.columns is not None].receive()
         assert batch is not None, "the stream knows of no open row, but rows are open"
         for name in _SUMMED:
             setattr(self.counts, name, getattr(self.counts, name) + int(np.sum(_column(batch, name))))
         self.counts.last_answer = time.time()
-        columns = (batch[name].to_pylist() for name in ("id", "text", "error", "folded", "stored"))
-        for number, text, error, folded, stored in zip(*columns, strict=True):
-            self.received += 1
-            request = self._settle(self._sent.pop(number), text)
+        columns = (batch[name].to_pylist() for name in ("id", "text", "error", "finish_reason", "folded", "stored"))
+        for number, text, error, reason, folded, stored in zip(*columns, strict=True):
+            prompt = self._sent.pop(number)
+            if error is not None and prompt.columns is not None and not error.startswith(f"[{_OVER_BUDGET}]"):
+                self._split(prompt)
+                continue
+            rows = len(prompt.requests)
+            self.received += rows
             if error is not None:
-                self._fail(request, error)
-            elif stored:
-                self.counts.stored += 1
+                for request in prompt.requests:
+                    self._fail(self._settle(request, None), error)
+                continue
+            if stored:
+                self.counts.stored += rows
             elif folded:
-                self.counts.duplicates += 1  # of a row of another task, or of an earlier evaluation
+                self.counts.duplicates += rows  # of a row of another task, or of an earlier evaluation
             else:
                 self.counts.calls += 1
+                self.counts.shared += rows - 1
+            if prompt.columns is None:
+                self._settle(prompt.requests[0], text)
+            else:
+                self._read(prompt, text, reason == "length")
 
     def stop(self) -> None:
         """The query needs no more rows: what is unanswered stays so, and the engine is left alone."""
-        for request in self._sent.values():
-            self._settle(request, None).void = "skipped"
+        for prompt in self._sent.values():
+            for request in prompt.requests:
+                self._settle(request, None).void = "skipped"
         self._sent.clear()
         self.close()
 
     def close(self) -> None:
-        """Close the stream, which cancels what is unanswered."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        """Close the streams, which cancels what is unanswered."""
+        while self._streams:
+            self._streams.popitem()[1].close()
 
     def count(self, rows: CallRows) -> None:
         """Count a window's rows, when their answers are handed out."""
@@ -239,8 +267,79 @@ class Asker:
             self._memory.popitem(last=False)
         return np.array(numbers, np.int64), np.array(new, np.int64)
 
-    def _send(self, columns: Sequence[pa.Array], requests: Sequence[_Request], keys: Answers) -> None:
-        """Ask for rows in prefix order. keys: their canonical arguments."""
+    def _send(
+        self, columns: Sequence[pa.Array], requests: Sequence[_Request], keys: Answers, may_share: bool = False
+    ) -> None:
+        """Ask for rows, which share prompts if they may. keys: their canonical arguments."""
+        together = self._settings.together
+        if together is None or not may_share:
+            self._send_alone(columns, requests, keys)
+            return
+        groups = prompts(columns, together)
+        if alone := [rows[0] for rows in groups if len(rows) == 1]:
+            taken = [column.take(pa.array(alone)) for column in columns]
+            self._send_alone(taken, [requests[row] for row in alone], keys[alone])
+        self._send_together(columns, requests, keys, [rows for rows in groups if len(rows) > 1])
+
+    def _send_together(
+        self, columns: Sequence[pa.Array], requests: Sequence[_Request], keys: Answers, groups: list[list[int]]
+    ) -> None:
+        """Ask for rows in the prompts ``groups``, in prefix order."""
+        settings, together = self._settings, self._settings.together
+        assert together is not None
+        if not groups:
+            return
+        written = [segments(columns, rows, settings.fields, together, settings.instruction_last) for rows in groups]
+        order = sorted(range(len(groups)), key=written.__getitem__)
+        groups = [groups[number] for number in order]
+        seeds = None
+        if settings.seed is not None:
+            drawn = row_keys(columns, settings.drawn)
+            seeds = [row_seed(settings.seed, shared_key([drawn[row] for row in rows])) for rows in groups]
+        batch = shared_batch(
+            [written[number] for number in order],
+            self._next_id,
+            keys=[shared_key(keys[rows].tolist()) for rows in groups] if settings.fold else None,
+            seeds=seeds,
+        )
+        sent = [
+            _Prompt([requests[row] for row in rows], [column.take(pa.array(rows)) for column in columns], keys[rows])
+            for rows in groups
+        ]
+        self._put(batch, sent, True)
+
+    def _read(self, prompt: _Prompt, text: str | None, is_cut: bool) -> None:
+        """Take the answers of several rows in; those that are not clear are asked alone."""
+        assert prompt.columns is not None
+        assert prompt.keys is not None
+        assert self._settings.together is not None
+        found = answers(text or "", len(prompt.requests), is_cut, self._settings.together.stop)
+        for request, answer in zip(prompt.requests, found, strict=True):
+            if answer is not None:
+                self._settle(request, answer)
+        missing = [row for row, answer in enumerate(found) if answer is None]
+        self.counts.asked_again += len(missing)
+        self.received -= len(missing)
+        if missing:
+            columns = [column.take(pa.array(missing)) for column in prompt.columns]
+            self._send_alone(columns, [prompt.requests[row] for row in missing], prompt.keys[missing])
+
+    def _split(self, prompt: _Prompt) -> None:
+        """Ask for the rows of a prompt that failed, one that is too long for example, in two, or each alone."""
+        assert prompt.columns is not None
+        assert prompt.keys is not None
+        rows = list(range(len(prompt.requests)))
+        middle = (len(rows) + 1) // 2
+        if middle > 1:
+            halves = [half for half in (rows[:middle], rows[middle:]) if len(half) > 1]
+            self._send_together(prompt.columns, prompt.requests, prompt.keys, halves)
+            rows = rows[middle:] if len(rows) == middle + 1 else []
+        if rows:
+            columns = [column.take(pa.array(rows)) for column in prompt.columns]
+            self._send_alone(columns, [prompt.requests[row] for row in rows], prompt.keys[rows])
+
+    def _send_alone(self, columns: Sequence[pa.Array], requests: Sequence[_Request], keys: Answers) -> None:
+        """Ask for rows in prefix order, each in a prompt of its own."""
         settings = self._settings
         orders = None
         if settings.order is not None and len(columns) > 1:
@@ -254,13 +353,16 @@ class Asker:
             keys=keys[order].tolist() if settings.fold else None,
             seeds=self._seeds(columns, order),
         )
-        self._sent.update(enumerate((requests[row] for row in order.tolist()), self._next_id))
-        self._next_id += len(requests)
-        if self._stream is None:
-            self._stream = self._open_stream()
+        self._put(batch, [_Prompt([requests[row]]) for row in order.tolist()], False)
+
+    def _put(self, batch: pa.RecordBatch, sent: list[_Prompt], is_shared: bool) -> None:
+        self._sent.update(enumerate(sent, self._next_id))
+        self._next_id += len(sent)
+        if is_shared not in self._streams:
+            self._streams[is_shared] = self._open[is_shared]()
         if not self.counts.first_sent:
             self.counts.first_sent = time.time()
-        self._stream.send(batch)
+        self._streams[is_shared].send(batch)
 
     def _seeds(self, columns: Sequence[pa.Array], order: Ints) -> list[int] | None:
         """For draws that repeat, the seed of each row, in this order."""

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import msgspec
 
 Order = Literal["auto", "as_written"]
+LINE_TOKENS = 6  # of the number, the colon and the end of a line, where an answer has one for each row
+
 Condition = list[Any]  # on the answers of a group's calls, as spark_llm.condition evaluates it
 
 
@@ -29,7 +31,8 @@ class PromptPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     fields: numbers of the fields in the order in which rows render them that no group takes; empty: as written.
     table: digest of the order table that gives groups of rows an order of their own; None: there is none.
     instruction_last: the fields stand before the instruction. later_calls: how many calls of the query ask later
-    about the same rows' fields. fields_why, instruction_why: for EXPLAIN; "" is: not decided.
+    about the same rows' fields. fields_why, instruction_why: for EXPLAIN; "" is: not decided. rows: how many pairs of a
+    join may share a prompt where they have the same left row, of which are the fields ``left``, by number; 0: none.
     """
 
     fields: tuple[int, ...] = ()
@@ -38,6 +41,12 @@ class PromptPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     instruction_last: bool = False
     instruction_why: str = ""
     later_calls: int = 0
+    rows: int = 0
+    left: tuple[int, ...] = ()
+
+    def most_output(self, each: int) -> int:
+        """Most tokens of a prompt's answer where that about one row has at most ``each``."""
+        return each if self.rows < 2 else self.rows * (each + LINE_TOKENS)
 
 
 class RowPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

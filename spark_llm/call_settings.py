@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from spark_llm.asking import AnswerSettings
 from spark_llm.call import CallSpec, PromptPlan
 from spark_llm.engine.request import SamplingParams
 from spark_llm.engine.service.protocol import Budget, ResultCache, StreamOpen
 from spark_llm.optimizer.reorder.order_table import OrderTable
+from spark_llm.shared_prompt import Together
 
 if TYPE_CHECKING:
     from spark_llm.config import LlmConf
@@ -33,6 +36,21 @@ def answer_settings(
         partial=spec.budget is not None and spec.budget.partial,
         order=order_table(plan, tables),
         instruction_last=plan.instruction_last,
+        together=together(spec),
+    )
+
+
+def together(spec: CallSpec) -> Together | None:
+    """How the call's rows share prompts; None: they do not."""
+    plan = spec.prompt or PromptPlan()
+    if plan.rows < 2:
+        return None
+    order = plan.fields or tuple(range(len(spec.fields)))
+    return Together(
+        rows=plan.rows,
+        left=tuple(number for number in order if number in plan.left),
+        right=tuple(number for number in order if number not in plan.left),
+        stop=spec.stop,
     )
 
 
@@ -69,6 +87,17 @@ def stream_header(spec: CallSpec, conf: LlmConf, query: str, node: str = "", lim
         budget=budget(spec),
         limit=limit,
         node=node,
+    )
+
+
+def shared_header(header: StreamOpen, plan: PromptPlan) -> StreamOpen:
+    """The header for prompts with several rows, of the one for single rows."""
+    params = header.params
+    return msgspec.structs.replace(
+        header,
+        params=msgspec.structs.replace(params, max_tokens=plan.most_output(params.max_tokens), stop=()),
+        later_calls=0,
+        shared_segments=0,
     )
 
 

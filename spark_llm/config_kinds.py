@@ -54,8 +54,8 @@ def _one_of(text: str, choices: Iterable[str]) -> str:
     return text
 
 
-def _whole(text: str, minimum: int) -> int:
-    if not re.fullmatch(r"[+-]?[0-9]+", text) or int(text) < minimum:
+def _whole(text: str, minimum: int, maximum: int | None) -> int:
+    if not re.fullmatch(r"[+-]?[0-9]+", text) or int(text) < minimum or (maximum is not None and int(text) > maximum):
         raise ValueError
     return int(text)
 
@@ -98,9 +98,10 @@ def choice(*choices: str) -> Kind:
     return Kind(expected, lambda text: _one_of(text.lower(), choices))
 
 
-def integer(minimum: int) -> Kind:
-    """A whole number of at least ``minimum``."""
-    return Kind(f"a whole number of at least {minimum}", functools.partial(_whole, minimum=minimum))
+def integer(minimum: int, maximum: int | None = None) -> Kind:
+    """A whole number of at least ``minimum``, and of at most ``maximum`` if that is given."""
+    expected = f"at least {minimum}" if maximum is None else f"{minimum} to {maximum}"
+    return Kind(f"a whole number of {expected}", functools.partial(_whole, minimum=minimum, maximum=maximum))
 
 
 def key(name: str, kind: Kind, default: str, doc: str, since: str = "0.1.0") -> Any:

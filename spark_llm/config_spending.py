@@ -74,3 +74,10 @@ class SpendingConf:
         "1000000",
         "Most pairs of rows that a join on a call's answer may ask about; 0 is no limit.",
     )
+    join_rows_per_prompt: int = key(
+        "join.rowsPerPrompt",
+        integer(1, 64),
+        "1",
+        "How many right rows a join on a call's answer may show in one prompt, below their left row. Above 1 there are "
+        "fewer calls, and answers may differ; only while spark.llm.optimizer.mayChangePrompts is true.",
+    )

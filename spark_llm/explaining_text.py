@@ -97,6 +97,8 @@ def _rest(actual: Report) -> str:
     parts = [
         (actual.duplicates, "took the answer of an equal row"),
         (actual.stored, "were in the result cache"),
+        (actual.shared, "were in the prompt of another row"),
+        (actual.asked_again, "had no clear answer there and were asked alone"),
         (actual.skipped, "were not needed"),
         (actual.nulls, "were NULL without a call"),
         (actual.failed, "failed"),

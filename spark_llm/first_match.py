@@ -6,7 +6,7 @@ of a window have their rounds at the same time, so that the engine has work.
 Bound: let a left row's first match be its p-th pair, in the order in which they come. Rounds before the one that asks
 it have 1, 3, 7 ... < p pairs in all, and each round has one more than all before it: at most 2 p - 1 pairs are asked.
 Without a match each pair is asked, once. So it is for pairs that one task has; each other task with pairs of the same
-left row begins anew.
+left row begins anew. Where k pairs share a prompt, rounds have k, 2 k, 4 k ..., and the bound holds for prompts.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class FirstMatches:
     changes: how often a window that waits for others may have got something to do.
     """
 
-    def __init__(self, remembered: int = REMEMBERED_ROWS) -> None:
+    def __init__(self, remembered: int = REMEMBERED_ROWS, first: int = 1) -> None:
+        """first: pairs of a left row's first round, as many as share a prompt."""
+        self._first = first
         self._rows: OrderedDict[int, _LeftRow] = OrderedDict()
         self._remembered = remembered
         self._windows = 0
@@ -83,7 +85,7 @@ class FirstMatches:
             elif row.window is None or row.window >= pairs.number:
                 row.window = pairs.number
                 pairs.holds.add(place)
-                sizes[place] = min(row.asked + 1, counts[place])
+                sizes[place] = min(row.asked + self._first, counts[place])
                 row.asked += int(sizes[place])
         alive &= ~matched[pairs.left] | pairs.had
         if not sizes.any():

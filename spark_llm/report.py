@@ -29,12 +29,15 @@ class Report:
     """What one query did in all its ``llm(...)`` calls; counts are rows or tokens.
 
     query: Spark's execution id, or ``stage-N`` for work outside a SQL query.
-    rows == calls + duplicates + stored + skipped + nulls + failed + over_budget, unless Spark stopped the query early.
-    calls: rows that the engine really computed. duplicates: rows that took the answer of an equal row.
+    rows + asked_again == calls + shared + duplicates + stored + skipped + nulls + failed + over_budget, unless Spark
+    stopped the query early.
+    calls: prompts that the engine really computed. duplicates: rows that took the answer of an equal row.
     stored: rows answered from the result cache. skipped: rows not asked, because the query does not need their answer.
     nulls: rows answered NULL without a call (NULL prompt, or all fields NULL).
     failed: rows that the engine could not answer; ``errors`` has samples of why.
     over_budget: rows that are NULL because the query's budget was spent; a rerun completes them.
+    shared: rows beyond the first of prompts with several rows (``spark.llm.join.rowsPerPrompt``); asked_again: rows
+    that had no clear answer there, and were asked alone.
     prompt_tokens == cached_tokens + computed_tokens, of which the instruction (template and prompt, not
     fields) has instruction_tokens and cached_instruction_tokens. recomputed_tokens were computed again.
     seconds: from the first request sent to the last answer, over all tasks, by the clocks of their hosts.
@@ -50,6 +53,8 @@ class Report:
     nulls: int = 0
     failed: int = 0
     over_budget: int = 0
+    shared: int = 0
+    asked_again: int = 0
     prompt_tokens: int = 0
     instruction_tokens: int = 0
     cached_tokens: int = 0
@@ -86,6 +91,8 @@ class Report:
             f"query {self.query}: {self.rows:,} rows in {self.seconds:,.1f} s",
             f"  calls          {self.calls:>10,}   {self.duplicates:,} duplicates folded, "
             + (f"{self.stored:,} from the result cache, " if self.stored else "")
+            + (f"{self.shared:,} in the prompt of another row, " if self.shared else "")
+            + (f"{self.asked_again:,} asked again alone, " if self.asked_again else "")
             + (f"{self.skipped:,} not needed, " if self.skipped else "")
             + f"{self.nulls:,} NULL without a call, {self.failed:,} failed"
             + (f", {self.over_budget:,} NULL beyond the budget" if self.over_budget else ""),

@@ -19,9 +19,11 @@ OTHER_PROMPTS = "(other prompts)"
 
 class Counts(msgspec.Struct, kw_only=True):
     """Totals over rows; once every row has its answer,
-    ``rows == calls + duplicates + stored + skipped + nulls + failed + over_budget``.
+    ``rows + asked_again == calls + shared + duplicates + stored + skipped + nulls + failed + over_budget``.
 
-    calls: rows that the engine computed. duplicates: rows that took the answer of an equal row of their query.
+    calls: prompts that the engine computed. shared: rows beyond the first of prompts with several rows
+    (``spark.llm.join.rowsPerPrompt``). asked_again: rows that had no clear answer there, and were asked alone.
+    duplicates: rows that took the answer of an equal row of their query.
     stored: rows answered from the result cache. skipped: rows that are NULL because the query does not need their
     answer (a mask, another condition that drops the row, a limit that is reached). nulls: rows answered NULL without
     a call. failed: rows that the engine could not answer. over_budget: rows that are NULL because of the budget.
@@ -36,6 +38,8 @@ class Counts(msgspec.Struct, kw_only=True):
     nulls: int = 0
     failed: int = 0
     over_budget: int = 0
+    shared: int = 0
+    asked_again: int = 0
     prompt_tokens: int = 0
     instruction_tokens: int = 0
     cached_tokens: int = 0

@@ -14,8 +14,8 @@ from spark_llm import config
 from spark_llm.answering import Answering, Flow, Grant, RowSource
 from spark_llm.asking import Answers, Asker
 from spark_llm.backchannel import Sender
-from spark_llm.call import CallSpec, GroupSpec
-from spark_llm.call_settings import answer_settings, stream_header
+from spark_llm.call import CallSpec, GroupSpec, PromptPlan
+from spark_llm.call_settings import answer_settings, shared_header, stream_header
 from spark_llm.engine.service import client
 from spark_llm.engine.service.protocol import WindowRequest
 from spark_llm.predicate_order import predicate_order
@@ -96,7 +96,7 @@ def _answer(
     assert context is not None
     task = _Task(group, conf, context)
     askers = [
-        Asker(answer_settings(spec, conf, tables, columns), task.opens(spec))
+        Asker(answer_settings(spec, conf, tables, columns), task.opens(spec), task.opens_shared(spec))
         for spec, columns in zip(group.calls, group.arguments, strict=True)
     ]
     answering = Answering(askers, task.flow())
@@ -141,6 +141,12 @@ class _Task:
         header = stream_header(spec, self._conf, self.query, self._group.node if self._limit else "", self._limit)
         return lambda: self._connect(spec).stream(header)
 
+    def opens_shared(self, spec: CallSpec) -> Callable[[], client.AnswerStream]:
+        """What opens a stream for prompts with several of a call's rows."""
+        header = stream_header(spec, self._conf, self.query, self._group.node if self._limit else "", self._limit)
+        shared = shared_header(header, spec.prompt or PromptPlan())
+        return lambda: self._connect(spec).stream(shared)
+
     def flow(self) -> Flow:
         """How windows go through the calls."""
         group, conf = self._group, self._conf
@@ -155,6 +161,7 @@ class _Task:
             order=order,
             grant=self._grants() if self._limit else None,
             pair=group.pair,
+            together=max([1, *(spec.prompt.rows for spec in group.calls if spec.prompt is not None)]),
         )
 
     def _grants(self) -> Grant:

@@ -33,6 +33,7 @@ class Context:
     gives rows their place by an encoded order table, in ranges for ``count`` partitions. tables: encoded order tables
     by digest, of this query and of others before it.
     tokens_per_second: of one engine; is_speed_measured: in this application or an earlier one, else it is a guess.
+    rows_per_prompt: how many pairs of a join may share a prompt.
     slots: tasks that the application runs at a time. partitions: how many ReorderRows makes, 0: it decides.
     """
 
@@ -56,6 +57,7 @@ class Context:
     window_rows: int
     max_output_length: int
     max_pairs: int
+    rows_per_prompt: int
     budget: Budget
     notes: Notes = dataclasses.field(default_factory=Notes)
     is_speed_measured: bool = False

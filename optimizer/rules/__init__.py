@@ -19,6 +19,7 @@ from spark_llm.optimizer.rules.place_instruction import place_instruction
 from spark_llm.optimizer.rules.reorder_columns import reorder_columns
 from spark_llm.optimizer.rules.reorder_rows import reorder_rows
 from spark_llm.optimizer.rules.reuse_answers import reuse_answers, share_answers
+from spark_llm.optimizer.rules.rows_per_prompt import rows_per_prompt
 from spark_llm.optimizer.rules.semantic_join import semantic_join
 from spark_llm.optimizer.rules.shuffle_below_sort import shuffle_below_sort
 
@@ -38,6 +39,7 @@ RULES: tuple[Rule, ...] = (
     Rule("semanticJoin", count_pairs),
     Rule("placeInstruction", place_instruction),  # changes prompts
     Rule("reorderColumns", reorder_columns),  # changes prompts
+    Rule("semanticJoin", rows_per_prompt),  # changes prompts
     Rule("orderLlmPredicates", order_llm_predicates),
     Rule("limitBeforeCalls", limit_into_filter),  # of the nodes that it made
     Rule("semanticJoin", first_match),  # of the nodes that they made

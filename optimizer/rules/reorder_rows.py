@@ -112,6 +112,10 @@ def _placed(node: Node, calls: list[Call], keys: list[Expression], parts: Partit
     if parts.count:
         if calls[0].pair is not None:  # one match of a left row is enough, wherever its pairs stand in prompt order
             hashed, why = [calls[0].pair], f"sorted in {parts.count} partitions of whole left rows"
+        elif left := _left(calls[0]):  # its pairs share prompts
+            places = [number for number in catalyst.numbered([*keys, *left])[len(keys) :] if number >= 0]
+            hashed = [aliases[i].toAttribute() if i in aliases else keys[i] for i in places] or hashed
+            why = f"sorted in {parts.count} partitions of whole left rows"
         child = catalyst.repartition(hashed, child, parts.count)
     child = catalyst.plans.Sort(catalyst.seq(map(catalyst.ascending, columns)), False, child, catalyst.none)
     rows = RowPlan(order_why=why, is_sorted=True, partitions=parts.count)
@@ -127,6 +131,12 @@ def _over(calls: list[Call], keys: list[Expression], columns: list[Expression], 
     return [
         dataclasses.replace(call, prompt=next(found), fields=tuple(next(found) for _ in call.fields)) for call in calls
     ]
+
+
+def _left(call: Call) -> list[Expression]:
+    """The fields of the left row whose pairs share prompts; none where they do not."""
+    layout = call.spec.prompt
+    return [call.fields[number] for number in layout.left] if layout is not None and layout.rows else []
 
 
 def _keys(calls: list[Call], catalyst: Catalyst) -> list[Expression]:

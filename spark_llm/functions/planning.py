@@ -112,6 +112,7 @@ class Planner:
             window_rows=conf.window_rows,
             max_output_length=conf.max_output_length,
             max_pairs=conf.join_max_pairs,
+            rows_per_prompt=conf.join_rows_per_prompt,
             budget=Budget(
                 calls=conf.budget_max_calls,
                 length=conf.budget_max_length,

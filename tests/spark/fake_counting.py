@@ -13,6 +13,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,10 +58,30 @@ class Request:
         return self.frame, self.seed, self.prompt
 
     @property
+    def pairs(self) -> tuple[tuple[str, ...], ...]:
+        """The segments of each pair that the message asks about, as those of a prompt of its own."""
+        return pairs_of(self.segments)
+
+    @property
     def cells(self) -> tuple[tuple[str, str], ...]:
         """The fields of the message, name and value, without the instruction. A name has no ``: ``."""
         fields = self.segments[1:] if self.instruction_segments else self.segments[:-1]
         return tuple(tuple(field.removesuffix("\n").split(": ", 1)) for field in fields)  # type: ignore[misc]
+
+
+def pairs_of(segments: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """A prompt of several rows (spark_llm.shared_prompt) -> a prompt for each; a prompt of one row is itself."""
+    rows = [place for place, segment in enumerate(segments) if re.match(r"Row \d+\n", segment)]
+    if not rows or not segments[-1].startswith("Answer for each of the "):
+        return (tuple(segments),)
+    before, behind = segments[: rows[0]], segments[rows[-1] + 1 : -1]
+    lines = [segments[place].splitlines(keepends=True)[1:] for place in rows]
+    return tuple((*before, *each, *behind) for each in lines)
+
+
+def numbered(answers: Sequence[str]) -> str:
+    """The answer about several rows, as it should be."""
+    return "\n".join(f"{number}: {answer}" for number, answer in enumerate(answers, 1))
 
 
 class FakeModel:
@@ -96,6 +117,7 @@ class FakeModel:
 OVER_BUDGET = str(LlmError("LLM_BUDGET_EXCEEDED", key="spark.llm.budget.maxCalls", limit="this", spent="all of it"))
 
 Answer = Sequence[str] | Callable[[str], str]
+Tell = Callable[[Sequence[str]], str]
 
 
 class Shared:
@@ -119,8 +141,9 @@ class Shared:
 class FakeCountingStream(FakeStream):
     """Answers all that waits, the newest first."""
 
-    def __init__(self, header: StreamOpen, folder: str, reads_order: bool, answers: Answer) -> None:
+    def __init__(self, header: StreamOpen, folder: str, reads_order: bool, answers: Answer, tell: Tell) -> None:
         super().__init__()
+        self._tell = tell
         self._reads_order = reads_order
         self._answers = answers
         self._header = header
@@ -152,7 +175,7 @@ class FakeCountingStream(FakeStream):
                 self.waiting.append((number, read))
                 if self._is_paid(row["key"] or f"{self._name}-{number}"):
                     file.write(json.dumps(row) + "\n")
-                    self._texts[number] = self._answer("".join(segments), read)
+                    self._texts[number] = self._about(segments, read)
 
     def receive(self) -> pa.RecordBatch:
         assert self.waiting
@@ -178,6 +201,12 @@ class FakeCountingStream(FakeStream):
             return True
         return call in self._shared.add(f"budget {self._header.query}", call)[: budget.calls]
 
+    def _about(self, segments: Sequence[str], read: str) -> str:
+        pairs = pairs_of(segments)
+        if len(pairs) == 1:
+            return self._answer("".join(segments), read)
+        return self._tell([self._answer("".join(pair), json.dumps(sorted(pair))) for pair in pairs])
+
     def _answer(self, message: str, read: str) -> str:
         if callable(self._answers):
             return self._answers(message)
@@ -186,14 +215,15 @@ class FakeCountingStream(FakeStream):
 
 
 class FakeCountingClient:
-    def __init__(self, folder: str, reads_order: bool, answers: Answer) -> None:
+    def __init__(self, folder: str, reads_order: bool, answers: Answer, tell: Tell) -> None:
         self._folder = folder
         self._reads_order = reads_order
         self._answers = answers
+        self._tell = tell
 
     def stream(self, header: StreamOpen) -> FakeCountingStream:
         assert header.query
-        return FakeCountingStream(header, self._folder, self._reads_order, self._answers)
+        return FakeCountingStream(header, self._folder, self._reads_order, self._answers, self._tell)
 
     def window(self, request: WindowRequest) -> int:
         """What the engine would grant, which has heard of all requests so far."""
@@ -205,22 +235,27 @@ class FakeCountingClient:
 
 
 def fake_counting_udf(
-    sink: Any, tables: Mapping[str, bytes], calls: int, folder: str, reads_order: bool, answers: Answer
+    sink: Any, tables: Mapping[str, bytes], calls: int, folder: str, reads_order: bool, answers: Answer, tell: Tell
 ) -> Any:
     """The real UDF over this model, which writes its calls into ``folder``."""
-    return fake_udf(sink, tables, lambda: FakeCountingClient(folder, reads_order, answers), calls)
+    return fake_udf(sink, tables, lambda: FakeCountingClient(folder, reads_order, answers, tell), calls)
 
 
 @contextlib.contextmanager
-def fake_model(spark: SparkSession, folder: Path, reads_order: bool, answers: Answer = ()) -> Iterator[FakeModel]:
+def fake_model(
+    spark: SparkSession, folder: Path, reads_order: bool, answers: Answer = (), tell: Tell = numbered
+) -> Iterator[FakeModel]:
     """A fresh session whose llm() asks this model.
 
     It answers with hashes. reads_order: they depend on the seed and on the order of a prompt's lines; else only on
     which lines there are. answers: the texts that the hash chooses from, for example ``("yes", "no")``; or the function
     from a message (prompt and fields, as the model sees them) to its answer: one made inside the test, so that tasks
-    get it by value, like ``lambda message: "yes" if "id: 7" in message else "no"``.
+    get it by value, like ``lambda message: "yes" if "id: 7" in message else "no"``. tell: what it makes of its answers
+    about the rows of one prompt, each of which it answers as if it stood alone.
     """
     sink = report.install(spark).sink
-    make = functools.partial(fake_counting_udf, sink, folder=str(folder), reads_order=reads_order, answers=answers)
+    make = functools.partial(
+        fake_counting_udf, sink, folder=str(folder), reads_order=reads_order, answers=answers, tell=tell
+    )
     with Registry.of(spark).using(spark, make):
         yield FakeModel(spark_llm.enable(spark.newSession()), folder)
