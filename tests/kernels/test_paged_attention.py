@@ -82,7 +82,8 @@ def attended(q: Tensor, pool: Pool, layout: Layout, device: Device) -> Tensor:
         padded = np.zeros((2 * len(items) + 1, FIELDS), np.int32)
         padded[1::2] = items
         attend(
-            q, pool.k, pool.v, table, order if items is layout.shared else None, torch.from_numpy(padded).to(q.device), out, part_out, part_lse,
+            q, pool.k, pool.v, table, order if items is layout.shared else None,
+            torch.from_numpy(padded).to(q.device), out, part_out, part_lse,
             page_size=pool.page_size, scale=dim**-0.5, tile=tile,
         )  # fmt: skip
     merge_parts(part_out, part_lse, torch.from_numpy(layout.parts).to(q.device), out[:members])
