@@ -66,12 +66,13 @@ class DeviceDecoder:
         self._part_out = torch.empty(0, dtype=torch.float32, device=device)
         self._part_lse = torch.empty(0, dtype=torch.float32, device=device)
 
-    def reserve_parts(self, results: int) -> None:
-        """Room for ``results`` partial results (parts x tokens), before graphs are captured."""
+    def reserve_parts(self, results: int) -> tuple[Tensor, Tensor]:
+        """Room for ``results`` partial results (parts x tokens); a larger one is kept. Returns what holds them."""
         heads, dim = self.config.num_heads, self.config.head_dim
         if results * heads > self._part_lse.numel():
             self._part_lse = torch.empty(results * heads, dtype=torch.float32, device=self.device)
             self._part_out = torch.empty(results * heads * dim, dtype=torch.float32, device=self.device)
+        return self._part_out, self._part_lse
 
     @torch.inference_mode()
     def forward(self, step: DeviceStep, pool: DevicePool) -> Tensor:

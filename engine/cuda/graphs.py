@@ -43,13 +43,15 @@ class DecodeGraphs:
         self._device = device
         self._captured: dict[int, _Captured] = {}
         self._buckets: tuple[int, ...] = ()
+        self._workspace: tuple[Tensor, Tensor] | None = None
 
     @torch.inference_mode()
     def capture(self, most_rows: int) -> None:
         """Capture every bucket that ``most_rows`` rows may need."""
         largest = min((b for b in BUCKETS if b >= most_rows), default=BUCKETS[0])
         self._buckets = tuple(bucket for bucket in BUCKETS if bucket <= largest)
-        self._decoder.reserve_parts(self._buckets[0] * MOST_PARTS)
+        # Graphs write to where the workspace was when they were captured: it must live as long as they do.
+        self._workspace = self._decoder.reserve_parts(self._buckets[0] * MOST_PARTS)
         memory = torch.cuda.graph_pool_handle()
         staging = Staging(1 << 16, self._decoder.device)
         for bucket in self._buckets:

@@ -17,7 +17,13 @@ from spark_llm.engine.cuda.step import HostStep, SharedPrefixes, flat_updates, l
 from spark_llm.engine.model.config import ModelConfig
 from spark_llm.engine.scheduling.plan import StepPlan
 
+# What a lost device raises: every later call fails too, so the process must end, and the next one answers the rows.
+_LOST: tuple[type[Exception], ...] = (torch.AcceleratorError,)
 _STAGING = 1 << 18  # int32 of inputs at first; grows to what steps need
+
+
+class DeviceLostError(Exception):
+    """The GPU or its context is gone (an illegal access, say): nothing can be computed any more."""
 
 
 class DevicePending:
@@ -31,7 +37,10 @@ class DevicePending:
     def tokens(self) -> npt.NDArray[np.int32]:
         """Waits; one token for each row that samples, in the plan's order."""
         if self._event is not None:
-            self._event.synchronize()
+            try:
+                self._event.synchronize()
+            except _LOST as error:
+                raise DeviceLostError(str(error)) from error
         tokens: npt.NDArray[np.int32] = self._tokens.numpy()[self._order]
         return tokens
 
@@ -67,7 +76,16 @@ class DeviceRunner:
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> DevicePending:
-        """Start a step; returns before it has run. RuntimeError (out of memory, say): nothing of it will count."""
+        """Start a step; returns before it has run. RuntimeError (out of memory, say): nothing of it will count.
+
+        DeviceLostError: no further step can run.
+        """
+        try:
+            return self._launch(plan)
+        except _LOST as error:
+            raise DeviceLostError(str(error)) from error
+
+    def _launch(self, plan: StepPlan) -> DevicePending:
         step = lay_flat(plan, self._prefixes, self.layout)
         updates = flat_updates(plan.page_updates, self.pool.width)
         layout = lay_out(step.members, step.long_rows, plan.lanes.table, self.layout)
