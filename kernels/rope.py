@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -29,6 +30,19 @@ def rope_and_store(
         HEADS=heads, KV_HEADS=kv_heads, DIM=dim, HALF=triton.next_power_of_2(dim // 2), PAGE=page_size,
         HAS_NORM=q_norm is not None, BLOCK=block, num_warps=2,
     )  # fmt: skip
+
+
+def rope_reference(heads: Tensor, cos_sin: Tensor, positions: Tensor, norm: Tensor | None, eps: float) -> Tensor:
+    """Rotated heads [T, n, D] (normed before, with ``norm``), by the definition: x e^(i angle) of each pair."""
+    dtype, half = heads.dtype, heads.shape[-1] // 2
+    if norm is not None:
+        wide = heads.float()
+        wide = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(dtype).float()
+        heads = (wide * norm.float()).to(dtype)
+    angles = cos_sin[positions.long()][:, None]
+    pairs = torch.complex(heads[..., :half].float(), heads[..., half:].float())
+    rotated = pairs * torch.complex(angles[..., :half], angles[..., half:])
+    return torch.cat((rotated.real, rotated.imag), -1).to(dtype)
 
 
 @triton.jit
