@@ -16,12 +16,15 @@ if the p-th pair is the first match, all pairs if there is none (spark_llm/first
 Only pairs of a left row with a match are not asked, so whatever the join's condition makes of a NULL, the left row has
 a match, as it would have with all pairs asked. ReorderRows keeps a left row's pairs in one task.
 
-Where a part of the condition is none that a task can evaluate as Spark does, all pairs are asked.
+Several calls of a condition become one node, if OrderLlmPredicates has not made it: of NOT EXISTS the calls stand
+below no filter, and each has a mask instead that says whether those before it hold. Where a part of the condition is
+none that a task can evaluate as Spark does, all pairs are asked.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import msgspec
 
@@ -29,8 +32,8 @@ from spark_llm.call import Condition
 from spark_llm.optimizer.catalyst.bridge import Expression, Jvm, Node, items
 from spark_llm.optimizer.catalyst.context import Context
 from spark_llm.optimizer.rules.calls import Call, calls_of, rebuilt
-from spark_llm.optimizer.rules.conditions import Conjunct, condition_conjuncts, conjuncts, needs_all
-from spark_llm.optimizer.rules.groups import Answered, group_node, single_call
+from spark_llm.optimizer.rules.conditions import Conjunct, below, condition_conjuncts, conjuncts, needs_all
+from spark_llm.optimizer.rules.groups import MOST_CALLS, Answered, group_node, restacked, single_call
 
 NAME = "semanticJoin"
 
@@ -68,6 +71,8 @@ def _stopping(
         return node
     if group is None and single_call(bottom, context) is None:
         return node
+    if group is None and judged is not None and (together := _together(bottom, row, judged, context)) is not None:
+        return _above(node, together, context)
     conditions = _conditions(top, bottom, calls, judged, context)
     if conditions is None or (group is not None and _sorted(conditions) != _sorted(group.conditions)):
         for call in calls:
@@ -83,13 +88,67 @@ def _stopping(
     else:
         paired = msgspec.structs.replace(group, pair=0)
         made = rebuilt(bottom, [dataclasses.replace(call, group=paired, pair=row) for call in calls], catalyst)
+    return _above(node, made, context)
+
+
+def _above(node: Node, made: Node, context: Context) -> Node:
+    """``node`` and what stands below it over ``made``, in place of the first call."""
     above = []
-    while not catalyst.is_call(node):
+    while not context.catalyst.is_call(node):
         above.append(node)
         node = node.child()
     for old in reversed(above):
-        made = catalyst.with_children(old, [made])
+        made = context.catalyst.with_children(old, [made])
     return made
+
+
+def _together(bottom: Node, row: Expression, judged: Expression, context: Context) -> Node | None:
+    """The call of ``bottom`` and those below it, whose answers its mask needs, as one node; None if that cannot be."""
+    catalyst = context.catalyst
+    nodes: list[Node] = []
+    calls: dict[int, Call] = {}
+    node, least = bottom, 0
+    while node.nodeName() == "Project" or catalyst.is_call(node):
+        if not catalyst.is_deterministic(node):
+            break
+        if node.nodeName() != "Project":
+            if (call := single_call(node, context)) is None or call.mask is None:
+                break
+            calls[len(nodes)], least = call, len(nodes)
+        nodes.append(node)
+        node = node.child()
+    nodes = nodes[: least + 1]
+    if not 1 < len(calls) <= MOST_CALLS:
+        return None
+    base = nodes[-1].child()
+    numbers = sorted(calls, reverse=True)
+    columns = {number: nodes[number].resultAttrs().head() for number in numbers}
+    answers = list(columns.values())
+    is_implied = catalyst.questions("Matches").isImplied
+    mask = calls[least].mask
+    found = condition_conjuncts(judged, bottom, base, answers, catalyst)
+    rest = [each for each in found if not is_implied(each.below, mask)]
+    conditions = [each.condition for each in rest if each.condition is not None and each.answers]
+    if len(conditions) != len(rest) or not needs_all(conditions, len(numbers)):
+        return None
+    members = []
+    for number in numbers:
+        call, child = calls[number], nodes[number].child()
+        # What else a mask asks for, the conditions do.
+        masked = condition_conjuncts(call.mask, child, base, answers, catalyst)
+        if not all(any(is_implied(each.below, one) for one in (mask, *(c.below for c in rest))) for each in masked):
+            return None
+        arguments = tuple(below(argument, child, base, catalyst) for argument in (call.prompt, *call.fields))
+        if not all(catalyst.has_input(argument, base) for argument in arguments):
+            return None
+        members.append(Answered(call, columns[number], (*arguments, mask)))
+    for member in members:
+        context.notes.fired(
+            NAME, member.call.label, "one node with the others, asked until a pair of the left row matches"
+        )
+    replaced: dict[int, Callable[[Node], Node] | None] = dict.fromkeys(calls)
+    replaced[least] = lambda child: group_node(members, child, context, conditions, pair=row)
+    return restacked(nodes, replaced, columns, context)
 
 
 def _sorted(conditions: list[Condition] | tuple[Condition, ...]) -> list[str]:

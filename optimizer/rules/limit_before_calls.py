@@ -15,8 +15,8 @@ the order of the rows stays: they come from one partition. A LocalLimit that Spa
 join is for rows of which no more are needed in all, so it becomes a limit of that branch. No limit passes a filter, a
 sort by the call's answers, or what is made at random; and none gathers rows whose order Spark would keep otherwise.
 
-The rows that an OFFSET without a LIMIT drops are not asked about either. Where it is the first rows of an ORDER BY, they
-are numbered below the call, and the sort stands above it, so that all tasks may answer what is left:
+The rows that an OFFSET without a LIMIT drops are not asked about either. Where these are the first ones of an ORDER BY,
+rows are numbered below the call, and the sort stands above it, so that all tasks may answer what is left:
 
 Offset 3                                          Sort [id ASC], true
 +- Sort [id ASC], true                            +- Project [id, pythonUDF0 AS answer]
