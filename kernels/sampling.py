@@ -160,7 +160,7 @@ def _key(value, UNUSED: tl.constexpr):
 
 @triton.jit
 def _cut(logits, best, temperature, top_k, top_p, cut, last_tie, vocabulary, UNUSED: tl.constexpr, BLOCK: tl.constexpr):
-    """Where a row's kept tokens end: those with a key above ``cut`` stay, and those with this key up to ``last_tie``."""
+    """Where a row's kept tokens end: those with a key above ``cut`` stay, those with this key up to ``last_tie``."""
     index = tl.program_id(0)
     heat = tl.load(temperature + index)
     k = tl.load(top_k + index)
