@@ -25,7 +25,8 @@ def quantize_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
 def quantize_channels_reference(weight: Tensor) -> tuple[Tensor, Tensor]:
     """w8 [N, K] and scale float32 [N] of a weight [N, K], by the definition."""
     most = weight.abs().amax(-1, keepdim=True).float().clamp(min=_SMALLEST.value)
-    return (weight.float() * (_LARGEST.value / most)).to(torch.float8_e4m3fn), (most / _LARGEST.value).view(-1)
+    largest = torch.full_like(most, _LARGEST.value)  # with a number, torch multiplies by a rounded reciprocal
+    return (weight.float() * (largest / most)).to(torch.float8_e4m3fn), (most / largest).view(-1)
 
 
 @triton.jit
