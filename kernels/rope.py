@@ -58,11 +58,11 @@ def _rope(
     kv_blocks: tl.constexpr = (KV_HEADS + BLOCK - 1) // BLOCK
     source = qkv + token * ((HEADS + 2 * KV_HEADS) * DIM)
     position = tl.load(positions + token)
+    angles = cos_sin + position.to(tl.int64) * DIM
     if block < q_blocks:
         head = block * BLOCK + tl.arange(0, BLOCK)
         _rotate(
-            source, q_out + token * (HEADS * DIM), head, head < HEADS, cos_sin + position.to(tl.int64) * DIM, q_norm, eps,
-            DIM, HALF, HAS_NORM,
+            source, q_out + token * (HEADS * DIM), head, head < HEADS, angles, q_norm, eps, DIM, HALF, HAS_NORM
         )  # fmt: skip
     else:
         lane = tl.load(lanes + token).to(tl.int64)
@@ -71,8 +71,7 @@ def _rope(
         if block < q_blocks + kv_blocks:
             head = (block - q_blocks) * BLOCK + tl.arange(0, BLOCK)
             _rotate(
-                source + HEADS * DIM, k_pool + slot, head, head < KV_HEADS, cos_sin + position.to(tl.int64) * DIM, k_norm,
-                eps, DIM, HALF, HAS_NORM,
+                source + HEADS * DIM, k_pool + slot, head, head < KV_HEADS, angles, k_norm, eps, DIM, HALF, HAS_NORM
             )  # fmt: skip
         else:
             head = (block - q_blocks - kv_blocks) * BLOCK + tl.arange(0, BLOCK)
