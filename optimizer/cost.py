@@ -20,7 +20,7 @@ _KINDS: tuple[Kind, ...] = ("exact", "about", "at most")
 
 TEMPLATE_HEAD, TEMPLATE_TAIL = 24.0, 6.0
 """Tokens of a chat template before and behind the message: a guess (planning does not run templates)."""
-SHARED_TAIL, SHARED_ROW = 26.0, 4.0
+SHARED_TAIL, SHARED_ROW = 26.0, 3.0
 """Tokens of the request for a line a row, and of a row's number, where rows share a prompt: of an English tokenizer."""
 TOKENS_PER_SECOND = 1000.0
 """Of one engine before any was measured: a guess."""

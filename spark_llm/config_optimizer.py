@@ -22,7 +22,8 @@ class OptimizerConf:
         BOOLEAN,
         "true",
         "Let rules change the order of fields and the place of the instruction in prompts (reorderColumns, "
-        "placeInstruction), so that prompts share more. Off: each prompt is as the query writes it.",
+        "placeInstruction), so that prompts share more, and show several rows of a join in one where "
+        "spark.llm.join.rowsPerPrompt says so. Off: each prompt is as the query writes it.",
     )
     place_instruction: bool = key(
         "optimizer.placeInstruction.enabled",

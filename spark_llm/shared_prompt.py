@@ -84,7 +84,7 @@ def segments(
     instruction = [instruction_line(columns[0][rows[0]].as_py())]
     fields = [line(number, rows[0]) for number in together.left]
     fields += [
-        f"Row {place}\n" + "".join(line(number, row) for number in together.right) for place, row in enumerate(rows, 1)
+        f"{place}. " + "".join(line(number, row) for number in together.right) for place, row in enumerate(rows, 1)
     ]
     asked = _FORMAT.format(rows=len(rows))
     return [*fields, *instruction, asked] if instruction_last else [*instruction, *fields, asked]

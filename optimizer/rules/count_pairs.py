@@ -14,6 +14,7 @@ from spark_llm.optimizer.catalyst.bridge import Expression, Node, items
 from spark_llm.optimizer.catalyst.context import Context
 from spark_llm.optimizer.catalyst.runner import Refusal
 from spark_llm.optimizer.rules.calls import Call, calls_of
+from spark_llm.optimizer.rules.rows_per_prompt import pairs_per_prompt
 from spark_llm.optimizer.statistics.joins import Key, Question, count_tuples
 
 NAME = "semanticJoin"
@@ -73,9 +74,9 @@ def _check(call: Call, join: Node, arguments: list[Expression], conditions: list
     if pairs <= context.max_pairs:
         context.notes.fired(NAME, call.label, f"asks about at most {pairs:,} pairs")
         return
-    text = sum(side.row_bytes or 0.0 for side in counted) * _TOKENS_PER_BYTE
+    left, right = ((side.row_bytes or 0.0) * _TOKENS_PER_BYTE for side in counted)
     labels = context.lengths(call.spec.model)(["\n".join([call.prompt_text, *(f"{name}: " for name in call.names)])])[0]
-    length = round(pairs * (labels + text))
+    length = round(pairs * ((labels + left) / pairs_per_prompt(call, context) + right))
     raise Refusal(
         LlmError("LLM_TOO_MANY_PAIRS", pairs=f"{pairs:,}", length=f"{length:,}", limit=f"{context.max_pairs:,}")
     )

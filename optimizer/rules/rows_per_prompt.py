@@ -66,9 +66,18 @@ def _layout(call: Call, join: Node, columns: Node, values: Node, context: Contex
         context.notes.declined(NAME, call.label, f"a pair a prompt: {why}")
         return None
     context.notes.fired(NAME, call.label, f"up to {context.rows_per_prompt} right rows share a prompt")
-    order = known.fields or tuple(range(len(fields)))
-    order = tuple(sorted(order, key=lambda number: number not in left))
-    return msgspec.structs.replace(known, rows=context.rows_per_prompt, left=left, fields=order, table=None)
+    before = known.fields or tuple(range(len(fields)))
+    order = tuple(sorted(before, key=lambda number: number not in left))
+    told = known.fields_why
+    if told and (order != before or known.table is not None):
+        told += "; then those of the left row first, whose pairs share prompts"
+    changes = {"fields": order, "table": None, "fields_why": told}
+    return msgspec.structs.replace(known, rows=context.rows_per_prompt, left=left, **changes)
+
+
+def pairs_per_prompt(call: Call, context: Context) -> int:
+    """How many pairs of a join may share a prompt of ``call``, if it judges them."""
+    return 1 if _why_not(call, context) else context.rows_per_prompt
 
 
 def _why_not(call: Call, context: Context) -> str:

@@ -71,11 +71,11 @@ class Request:
 
 def pairs_of(segments: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """A prompt of several rows (spark_llm.shared_prompt) -> a prompt for each; a prompt of one row is itself."""
-    rows = [place for place, segment in enumerate(segments) if re.match(r"Row \d+\n", segment)]
+    rows = [place for place, segment in enumerate(segments) if re.match(r"\d+\. ", segment)]
     if not rows or not segments[-1].startswith("Answer for each of the "):
         return (tuple(segments),)
     before, behind = segments[: rows[0]], segments[rows[-1] + 1 : -1]
-    lines = [segments[place].splitlines(keepends=True)[1:] for place in rows]
+    lines = [segments[place].split(". ", 1)[1].splitlines(keepends=True) for place in rows]
     return tuple((*before, *each, *behind) for each in lines)
 
 

@@ -20,7 +20,7 @@ def columns(rows: list[tuple[str | None, ...]]) -> list[pa.Array]:
 
 def test_the_left_row_stands_once_and_the_rows_have_numbers() -> None:
     rows = columns([("Same?", "a", "b"), ("Same?", "a", None), ("Same?", "a", "12")])
-    expected = ["Same?\n", "left: a\n", "Row 1\nright: b\n", "Row 2\nright: null\n", 'Row 3\nright: "12"\n']
+    expected = ["Same?\n", "left: a\n", "1. right: b\n", "2. right: null\n", '3. right: "12"\n']
     found = segments(rows, [0, 1, 2], FIELDS, TOGETHER)
     assert found[:-1] == expected
     assert found[-1].startswith("Answer for each of the 3 rows")
