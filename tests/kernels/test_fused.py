@@ -22,6 +22,7 @@ from spark_llm.kernels.candidates import candidate_logits, candidate_logits_refe
 from spark_llm.kernels.norm import add_rms_norm, add_rms_norm_reference
 from spark_llm.kernels.quantize import quantize_channels_reference, quantize_fp8
 from spark_llm.kernels.rope import rope_and_store, rope_reference
+from spark_llm.kernels.sampling import sample
 
 EPS = 1e-5
 # one unit in the last place, where float32 sums of another order round to the neighbour
@@ -90,6 +91,7 @@ def test_activation_is_the_definition(tokens: int, inner: int, dtype: torch.dtyp
     assert_close(out, silu_and_mul_reference(gate_up))
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")
 def test_gates_far_from_zero_are_finite(device: str) -> None:
     gate_up = torch.tensor([[-3e38, -100.0, 100.0, 3e38, 1.0, 2.0, 3.0, 1.0]], device=device)
     out = torch.full((1, 4), math.nan, device=device)
@@ -240,3 +242,13 @@ def test_a_restricted_head_is_the_head(rows: int, width: int, count: int, dtype:
     assert (found.isinf() == (candidates < 0)).all()
     picked = full.gather(1, candidates.clamp(min=0).long()).masked_fill(candidates < 0, -math.inf)
     torch.testing.assert_close(found, picked, rtol=1e-4, atol=1e-4 * width**0.5)
+
+
+def test_a_label_is_chosen_among_the_candidates(device: str) -> None:
+    """Padding is never chosen; of equal candidates the first."""
+    hidden = torch.tensor([[1.0, 0.0], [0.0, -1.0], [0.0, 0.0]], device=device)
+    head = torch.tensor([[9.0, 9.0], [2.0, 1.0], [3.0, 2.0], [1.0, 3.0]], device=device)
+    candidates = torch.tensor([[1, 2, 3, -1], [3, -1, 2, 1], [-1, 3, 1, -1]], dtype=torch.int32, device=device)
+    chosen = torch.empty(3, dtype=torch.int32, device=device)
+    sample(candidate_logits(hidden, head, candidates), None, None, None, None, None, chosen)
+    assert candidates.gather(1, chosen.long()[:, None]).flatten().tolist() == [2, 1, 3]
