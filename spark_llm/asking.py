@@ -19,12 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from spark_llm.call import FieldSpec
-from spark_llm.canonical import row_keys, row_seed
+from spark_llm.canonical import row_keys
 from spark_llm.errors import LlmError, catalogue
-from spark_llm.optimizer.reorder.hashing import hash_values
-from spark_llm.optimizer.reorder.window import prefix_order
-from spark_llm.prompt import asks, render, request_batch
-from spark_llm.shared_prompt import Together, answers, prompts, segments, shared_batch, shared_key
+from spark_llm.prompt import asks
+from spark_llm.sending import Prompt, Prompts
+from spark_llm.shared_prompt import Together, answers
 from spark_llm.tally import Counts
 
 if TYPE_CHECKING:
@@ -88,15 +87,6 @@ class _Request:
 
 
 @dataclass(slots=True, eq=False)
-class _Prompt:
-    """What was sent: a request alone, or several together; then ``columns`` and ``keys`` have their arguments."""
-
-    requests: list[_Request]
-    columns: list[pa.Array] | None = None
-    keys: Answers | None = None
-
-
-@dataclass(slots=True, eq=False)
 class CallRows:
     """A window's rows of one call.
 
@@ -139,16 +129,13 @@ class Asker:
         self.counts = Counts()
         self.received = 0
         self._settings = settings
-        self._open = {False: open_stream, True: open_shared or open_stream}
-        self._streams: dict[bool, AnswerStream] = {}  # by whether prompts have several rows
-        self._sent: dict[int, _Prompt] = {}  # the oldest first
+        self._prompts: Prompts[_Request] = Prompts(settings, open_stream, open_shared)
         self._memory: OrderedDict[bytes, _Request] = OrderedDict()
-        self._next_id = 0
 
     @property
     def unanswered(self) -> int:
         """How many prompts wait for the engine."""
-        return len(self._sent)
+        return len(self._prompts.sent)
 
     def rows(self, columns: Sequence[pa.Array]) -> CallRows:
         """This call's part of a window; nothing is asked yet."""
@@ -169,22 +156,22 @@ class Asker:
         if len(new):
             requests = [rows.requests[number] for number in numbers[new]]
             rows.own += requests
-            self._send([column.take(pa.array(positions[new])) for column in rows.columns], requests, keys[new], True)
+            self._prompts.send([column.take(pa.array(positions[new])) for column in rows.columns], requests, keys[new])
+            if not self.counts.first_sent:
+                self.counts.first_sent = time.time()
 
     def receive(self) -> None:
         """Take the next answers in; some row has to wait for one. Raises LlmError (LLM_ROW_FAILED, LLM_BUDGET_EXCEEDED,
         whatever keeps the engine from going on), and LimitReached."""
-        oldest = next(iter(self._sent.values()))
-        batch = self._streams[oldest.columns is not None].receive()
-        assert batch is not None, "the stream knows of no open row, but rows are open"
+        batch = self._prompts.receive()
         for name in _SUMMED:
             setattr(self.counts, name, getattr(self.counts, name) + int(np.sum(_column(batch, name))))
         self.counts.last_answer = time.time()
         columns = (batch[name].to_pylist() for name in ("id", "text", "error", "finish_reason", "folded", "stored"))
         for number, text, error, reason, folded, stored in zip(*columns, strict=True):
-            prompt = self._sent.pop(number)
+            prompt = self._prompts.sent.pop(number)
             if error is not None and prompt.columns is not None and not error.startswith(f"[{_OVER_BUDGET}]"):
-                self._split(prompt)
+                self._prompts.split(prompt)
                 continue
             rows = len(prompt.requests)
             self.received += rows
@@ -206,16 +193,15 @@ class Asker:
 
     def stop(self) -> None:
         """The query needs no more rows: what is unanswered stays so, and the engine is left alone."""
-        for prompt in self._sent.values():
+        for prompt in self._prompts.sent.values():
             for request in prompt.requests:
                 self._settle(request, None).void = "skipped"
-        self._sent.clear()
+        self._prompts.sent.clear()
         self.close()
 
     def close(self) -> None:
         """Close the streams, which cancels what is unanswered."""
-        while self._streams:
-            self._streams.popitem()[1].close()
+        self._prompts.close()
 
     def count(self, rows: CallRows) -> None:
         """Count a window's rows, when their answers are handed out."""
@@ -267,51 +253,8 @@ class Asker:
             self._memory.popitem(last=False)
         return np.array(numbers, np.int64), np.array(new, np.int64)
 
-    def _send(
-        self, columns: Sequence[pa.Array], requests: Sequence[_Request], keys: Answers, may_share: bool = False
-    ) -> None:
-        """Ask for rows, which share prompts if they may. keys: their canonical arguments."""
-        together = self._settings.together
-        if together is None or not may_share:
-            self._send_alone(columns, requests, keys)
-            return
-        groups = prompts(columns, together)
-        if alone := [rows[0] for rows in groups if len(rows) == 1]:
-            taken = [column.take(pa.array(alone)) for column in columns]
-            self._send_alone(taken, [requests[row] for row in alone], keys[alone])
-        self._send_together(columns, requests, keys, [rows for rows in groups if len(rows) > 1])
-
-    def _send_together(
-        self, columns: Sequence[pa.Array], requests: Sequence[_Request], keys: Answers, groups: list[list[int]]
-    ) -> None:
-        """Ask for rows in the prompts ``groups``, in prefix order."""
-        settings, together = self._settings, self._settings.together
-        assert together is not None
-        if not groups:
-            return
-        written = [segments(columns, rows, settings.fields, together, settings.instruction_last) for rows in groups]
-        order = sorted(range(len(groups)), key=written.__getitem__)
-        groups = [groups[number] for number in order]
-        seeds = None
-        if settings.seed is not None:
-            drawn = row_keys(columns, settings.drawn)
-            seeds = [row_seed(settings.seed, shared_key([drawn[row] for row in rows])) for rows in groups]
-        batch = shared_batch(
-            [written[number] for number in order],
-            self._next_id,
-            keys=[shared_key(keys[rows].tolist()) for rows in groups] if settings.fold else None,
-            seeds=seeds,
-        )
-        sent = [
-            _Prompt([requests[row] for row in rows], [column.take(pa.array(rows)) for column in columns], keys[rows])
-            for rows in groups
-        ]
-        self._put(batch, sent, True)
-
-    def _read(self, prompt: _Prompt, text: str | None, is_cut: bool) -> None:
+    def _read(self, prompt: Prompt[_Request], text: str | None, is_cut: bool) -> None:
         """Take the answers of several rows in; those that are not clear are asked alone."""
-        assert prompt.columns is not None
-        assert prompt.keys is not None
         assert self._settings.together is not None
         found = answers(text or "", len(prompt.requests), is_cut, self._settings.together.stop)
         for request, answer in zip(prompt.requests, found, strict=True):
@@ -321,56 +264,7 @@ class Asker:
         self.counts.asked_again += len(missing)
         self.received -= len(missing)
         if missing:
-            columns = [column.take(pa.array(missing)) for column in prompt.columns]
-            self._send_alone(columns, [prompt.requests[row] for row in missing], prompt.keys[missing])
-
-    def _split(self, prompt: _Prompt) -> None:
-        """Ask for the rows of a prompt that failed, one that is too long for example, in two, or each alone."""
-        assert prompt.columns is not None
-        assert prompt.keys is not None
-        rows = list(range(len(prompt.requests)))
-        middle = (len(rows) + 1) // 2
-        if middle > 1:
-            halves = [half for half in (rows[:middle], rows[middle:]) if len(half) > 1]
-            self._send_together(prompt.columns, prompt.requests, prompt.keys, halves)
-            rows = rows[middle:] if len(rows) == middle + 1 else []
-        if rows:
-            columns = [column.take(pa.array(rows)) for column in prompt.columns]
-            self._send_alone(columns, [prompt.requests[row] for row in rows], prompt.keys[rows])
-
-    def _send_alone(self, columns: Sequence[pa.Array], requests: Sequence[_Request], keys: Answers) -> None:
-        """Ask for rows in prefix order, each in a prompt of its own."""
-        settings = self._settings
-        orders = None
-        if settings.order is not None and len(columns) > 1:
-            orders = settings.order.orders(np.stack([hash_values(column) for column in columns[1:]], axis=1))
-        rendered = render(columns[0], columns[1:], settings.fields, orders, settings.instruction_last)
-        order = prefix_order(rendered.codes)
-        batch = request_batch(
-            rendered,
-            order,
-            self._next_id,
-            keys=keys[order].tolist() if settings.fold else None,
-            seeds=self._seeds(columns, order),
-        )
-        self._put(batch, [_Prompt([requests[row]]) for row in order.tolist()], False)
-
-    def _put(self, batch: pa.RecordBatch, sent: list[_Prompt], is_shared: bool) -> None:
-        self._sent.update(enumerate(sent, self._next_id))
-        self._next_id += len(sent)
-        if is_shared not in self._streams:
-            self._streams[is_shared] = self._open[is_shared]()
-        if not self.counts.first_sent:
-            self.counts.first_sent = time.time()
-        self._streams[is_shared].send(batch)
-
-    def _seeds(self, columns: Sequence[pa.Array], order: Ints) -> list[int] | None:
-        """For draws that repeat, the seed of each row, in this order."""
-        seed = self._settings.seed
-        if seed is None:
-            return None
-        keys = row_keys(columns, self._settings.drawn)
-        return [row_seed(seed, keys[row]) for row in order.tolist()]
+            self._prompts.send_alone(*prompt.part(missing))
 
     def _settle(self, request: _Request, text: str | None) -> _Request:
         request.text, request.done = text, True
