@@ -1,8 +1,8 @@
 """Attention of work items over a paged K/V pool: extend, decode and shared prefix in one Triton kernel.
 
 A work item says which queries of the step attend to which run of keys of which lane; a token's results of several items
-are merged by log-sum-exp (FlashAttention-2, arXiv 2307.08691; FlashInfer, arXiv 2501.01005, section 3). The query heads of
-one kv head lie side by side in a tile, so that K and V are read once for all of them.
+are merged by log-sum-exp (FlashAttention-2, arXiv 2307.08691; FlashInfer, arXiv 2501.01005, section 3). The query heads
+of one kv head lie side by side in a tile, so that K and V are read once for all of them.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _dot(queries, k, EXACT: tl.constexpr, UPCAST: tl.constexpr):
 
 @triton.jit
 def _add(scores, v, most, total, sums, scale, EXACT: tl.constexpr, UPCAST: tl.constexpr):
-    """Online softmax, base 2, of scores that are yet to be scaled: the scale goes into the exponent's one multiply-add."""
+    """Online softmax, base 2, of scores yet to be scaled: the scale goes into the exponent's one multiply-add."""
     new = tl.maximum(most, tl.max(scores, 1))
     # a row that has seen no key yet has no maximum
     base = tl.where(new == -float("inf"), 0.0, new)
@@ -174,12 +174,12 @@ def attend(
 
     q, out: [T, heads, D]. k_pool, v_pool: [slots, kv heads, D], one layer. table: int32 [lanes, pages].
     items: int32 [N, 8]: first, count, lane, key_start, key_stop, causal, part, single. Item i is of the tokens
-    order[first : first + count], or first and on where ``order`` is None; count is at most tile // (heads / kv heads), and
-    0 does nothing. Its keys are the positions [key_start, key_stop) of the lane; causal -1: all of them for every query,
-    else the position of the first query, and query j sees keys up to causal + j. single: the result goes to ``out``; else
-    to part ``part`` of part_out float32 [parts, M, heads, D] and part_lse float32 [parts, M, heads] (log base 2), for
-    ``merge_parts``. Every query must see a key. tile: 16 to 128, a power of two. options: keys a block, warps and stages,
-    for measuring others than the usual ones.
+    order[first : first + count], or first and on where ``order`` is None; count is at most tile // (heads / kv heads),
+    and 0 does nothing. Its keys are the positions [key_start, key_stop) of the lane; causal -1: all of them for every
+    query, else the position of the first query, and query j sees keys up to causal + j. single: the result goes to
+    ``out``; else to part ``part`` of part_out float32 [parts, M, heads, D] and part_lse float32 [parts, M, heads] (log
+    base 2), for ``merge_parts``. Every query must see a key. tile: 16 to 128, a power of two. options: keys a block,
+    warps and stages, for measuring others than the usual ones.
     """
     if not len(items):
         return
@@ -199,6 +199,32 @@ def attend(
     )  # fmt: skip
 
 
+def attend_reference(
+    q: Tensor, k_pool: Tensor, v_pool: Tensor, table: Tensor, order: Tensor | None, items: Tensor, out: Tensor,
+    part_out: Tensor, part_lse: Tensor, *, page_size: int, scale: float,
+) -> None:  # fmt: skip
+    """``attend`` by the definition, in float32, item after item."""
+    group = q.shape[1] // k_pool.shape[1]
+    for first, count, lane, start, stop, causal, part, single in items.tolist():
+        if not count:
+            continue
+        tokens = torch.arange(first, first + count, device=q.device)
+        tokens = tokens if order is None else order[tokens].long()
+        keys = torch.arange(start, stop, device=q.device)
+        slots = table[lane, keys // page_size].long() * page_size + keys % page_size
+        k, v = (pool[slots].float().repeat_interleave(group, 1) for pool in (k_pool, v_pool))
+        scores = torch.einsum("qhd,khd->qhk", q[tokens].float(), k) * scale
+        if causal >= 0:
+            last = causal + torch.arange(count, device=q.device)
+            scores.masked_fill_(keys > last[:, None, None], -torch.inf)
+        result = torch.einsum("qhk,khd->qhd", scores.softmax(-1), v)
+        if single:
+            out[tokens] = result.to(out.dtype)
+        else:
+            part_out[part, tokens] = result
+            part_lse[part, tokens] = scores.logsumexp(-1) * _LOG2E
+
+
 def merge_parts(part_out: Tensor, part_lse: Tensor, num_parts: Tensor, out: Tensor) -> None:
     """out[t] from the first num_parts[t] parts of token t; a token with one part has its result there already.
 
@@ -216,3 +242,11 @@ def merge_parts(part_out: Tensor, part_lse: Tensor, num_parts: Tensor, out: Tens
         DIM_PADDED=triton.next_power_of_2(dim),
         num_warps=1,
     )
+
+
+def merge_parts_reference(part_out: Tensor, part_lse: Tensor, num_parts: Tensor, out: Tensor) -> None:
+    """``merge_parts`` by the definition: results weighted by the share of the softmax's sum that each part holds."""
+    for token, parts in enumerate(num_parts.tolist()):
+        if parts > 1:
+            shares = (part_lse[:parts, token] / _LOG2E).softmax(0)
+            out[token] = (part_out[:parts, token] * shares[..., None]).sum(0).to(out.dtype)
