@@ -25,8 +25,10 @@ def _attend(
     TILE: tl.constexpr, KEYS: tl.constexpr, EXACT: tl.constexpr, UPCAST: tl.constexpr,
     GATHERS: tl.constexpr,
 ):  # fmt: skip
-    item = items + tl.program_id(0) * 8
-    kv_head = tl.program_id(1)
+    # The kv heads of an item run side by side, as a slot's heads lie in memory: together they read whole rows of DRAM.
+    KV_HEADS: tl.constexpr = HEADS // GROUP
+    item = items + (tl.program_id(0) // KV_HEADS).to(tl.int64) * 8
+    kv_head = tl.program_id(0) % KV_HEADS
     count = tl.load(item + 1)
     if count == 0:
         return
@@ -189,7 +191,7 @@ def attend(
     exact = q.dtype == torch.float32
     if exact:
         keys, stages = min(keys, 32), 2
-    _attend[(len(items), kv_heads)](
+    _attend[(len(items) * kv_heads,)](
         q, k_pool, v_pool, table, items if order is None else order, items, out, part_out, part_lse,
         scale * _LOG2E, part_lse.shape[1] if part_lse.dim() == 3 else 0, table.shape[1], kv_heads * dim,
         HEADS=heads, GROUP=heads // kv_heads, DIM=dim, DIM_PADDED=triton.next_power_of_2(max(16, dim)), PAGE=page_size,
