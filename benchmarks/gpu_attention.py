@@ -3,8 +3,9 @@
     python benchmarks/gpu_attention.py
     python benchmarks/gpu_attention.py --sweep     # launch parameters on a few shapes
 
-Beside it torch's scaled_dot_product_attention (the fastest of its backends) on equal dense shapes. Each shape is checked
-against it before it is timed; medians of CUDA events; decode in CUDA graphs, over buffers larger than the L2 cache.
+Beside it torch's scaled_dot_product_attention (the fastest of its backends) on equal dense shapes. Each shape is
+checked against it before it is timed; medians of CUDA events; decode in CUDA graphs, over buffers larger than the L2
+cache.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
+from triton.runtime.errors import OutOfResources
 from triton.testing import do_bench, do_bench_cudagraph
 
 from spark_llm.engine.cuda.attention_plan import Device, Layout, Members, lay_out
@@ -30,12 +32,19 @@ HEADS = ((32, 8, 128), (32, 32, 128), (64, 8, 128), (32, 8, 64), (32, 32, 64))
 SHARED_TILE = 128
 MOST_CHECKED = 128  # queries of a row
 
+Heads = tuple[int, int, int]  # query heads, kv heads, head size
+Result = dict[str, Any]
+Options = tuple[int, int, int]  # keys a block, warps, stages
+# What the sweep tries: tiles of many queries stand and fall with registers, those of one row with loads in flight.
+WIDE = ((32, 4, 3), (64, 4, 2), (64, 4, 3), (64, 8, 3), (128, 4, 3), (128, 8, 2), (128, 8, 3))
+NARROW = tuple(itertools.product((64, 128), (1, 2, 4), (2, 3, 5)))
+
 
 class Case:
     """Rows over a pool of random K/V. starts, counts: tokens that each row has, and computes."""
 
     def __init__(
-        self, heads: tuple[int, int, int], starts: list[int], counts: list[int], shared: int = 0, cascade: bool = True
+        self, heads: Heads, starts: list[int], counts: list[int], shared: int = 0, cascade: bool = True
     ) -> None:
         self.heads, self.kv_heads, self.dim = heads
         rows = len(starts)
@@ -77,11 +86,13 @@ class Case:
         self.tiles = {"own": device.own_tile, "shared": SHARED_TILE, "long": self.layout.long_tile}
         self.starts, self.counts = starts, counts
 
-    def run(self, options: tuple[int, int, int] | None = None) -> None:
+    def run(self, **options: Options) -> None:
+        """options: by kind of items; the usual ones for what is not named."""
         for items, name in self.blocks:
             attend(
                 self.q, self.k, self.v, self.table, self.order if name == "shared" else None, items, self.out,
-                self.part_out, self.part_lse, page_size=1, scale=self.dim**-0.5, tile=self.tiles[name], options=options,
+                self.part_out, self.part_lse, page_size=1, scale=self.dim**-0.5, tile=self.tiles[name],
+                options=options.get(name),
             )  # fmt: skip
         if self.layout.most_parts > 1:
             merge_parts(self.part_out, self.part_lse, self.parts, self.out)
@@ -117,8 +128,8 @@ class Case:
         return 4.0 * self.kv_heads * self.dim * sum(s + c for s, c in zip(self.starts, self.counts, strict=True))
 
 
-def dense_seconds(heads: tuple[int, int, int], rows: int, queries: int, keys: int) -> tuple[float, str]:
-    """torch's attention on an equal dense shape: causal from zero, or all queries over all keys (twice the masked work)."""
+def dense_seconds(heads: Heads, rows: int, queries: int, keys: int) -> tuple[float, str]:
+    """torch's attention on an equal dense shape, and its backend: causal from zero, or all queries over all keys."""
     n, kv, dim = heads
     q = torch.randn(rows, n, queries, dim, device="cuda", dtype=torch.bfloat16)
     k = torch.randn(rows, kv, keys, dim, device="cuda", dtype=torch.bfloat16)
@@ -135,109 +146,117 @@ def dense_seconds(heads: tuple[int, int, int], rows: int, queries: int, keys: in
     return min(found, default=(float("nan"), "none"))
 
 
+def name_of(heads: Heads) -> str:
+    return "{}/{} x {}".format(*heads)
+
+
 def seconds(call: Callable[[], Any], graph: bool = False) -> float:
     bench = do_bench_cudagraph if graph else do_bench
     return float(bench(call, rep=40, return_mode="median")) / 1e3
 
 
-def measure() -> list[dict[str, Any]]:
-    results = []
+def limits() -> tuple[float, float]:
+    """What the device reaches: bytes a second of a copy, FLOP a second of a bf16 product."""
     source = torch.empty(1 << 31, dtype=torch.uint8, device="cuda").random_()
-    target = torch.empty_like(source)
-    bandwidth = 2 * (1 << 31) / seconds(lambda: target.copy_(source))
-    del source, target
-    print(f"{torch.cuda.get_device_name()}: copy {bandwidth / 1e12:.2f} TB/s")
+    copied = torch.empty_like(source)
+    bandwidth = 2 * len(source) / seconds(lambda: copied.copy_(source))
+    size = 8192
+    x = torch.randn(size, size, device="cuda", dtype=torch.bfloat16)
+    rate = 2 * size**3 / seconds(lambda: x @ x)
+    print(f"{torch.cuda.get_device_name()}: copy {bandwidth / 1e12:.2f} TB/s, bf16 product {rate / 1e12:.0f} TFLOP/s")
+    return bandwidth, rate
+
+
+def extend(heads: Heads, rows: int, start: int, count: int) -> Result:
+    case = Case(heads, [start] * rows, [count] * rows)
+    error = case.check()
+    rate = case.flops / seconds(case.run)
+    dense, backend = dense_seconds(heads, rows, count, start + count)
+    # a dense call without a mask computes all pairs, ours only those seen
+    pairs = rows * count * (start + count) if start else case.flops / (4 * heads[0] * heads[2])
+    peer = 4.0 * pairs * heads[0] * heads[2] / dense
+    print(
+        f"extend {name_of(heads):12} {rows:4} x {count:5} over {start:5}: {rate / 1e12:6.0f} TFLOP/s, "
+        f"{rate / peer:5.0%} of sdpa ({backend} {peer / 1e12:.0f}), error {error:.4f}"
+    )
+    return {"rows": rows, "start": start, "count": count, "tflops": rate / 1e12, "sdpa": peer / 1e12, "error": error}
+
+
+def decode(heads: Heads, rows: int, context: int, bandwidth: float) -> Result:
+    case = Case(heads, [context - 1] * rows, [1] * rows)
+    error = case.check()
+    rate = case.bytes / seconds(case.run, graph=True)
+    dense, backend = dense_seconds(heads, rows, 1, context)
+    peer = case.bytes / dense
+    print(
+        f"decode {name_of(heads):12} {rows:4} rows, {context:5} keys: {rate / 1e12:5.2f} TB/s, "
+        f"{rate / bandwidth:5.0%} of copy (sdpa {backend} {peer / 1e12:.2f}), error {error:.4f}"
+    )
+    return {
+        "rows": rows, "context": context, "tbs": rate / 1e12, "of_copy": rate / bandwidth, "sdpa": peer / 1e12,
+        "error": error,
+    }  # fmt: skip
+
+
+def shared(heads: Heads, rows: int = 64, prefix: int = 2048, own: int = 32) -> Result:
+    """One prefix read once, against the plain kernel over the same pages (in L2) and over pages of each row."""
+    starts, counts = [prefix + own - 1] * rows, [1] * rows
+    once, plain, distinct = (
+        Case(heads, starts, counts, shared=prefix),
+        Case(heads, starts, counts, shared=prefix, cascade=False),
+        Case(heads, starts, counts),
+    )
+    error = once.check()
+    taken, plain_taken, distinct_taken = (seconds(case.run, graph=True) for case in (once, plain, distinct))
+    rate = 4.0 * heads[1] * heads[2] * (prefix + rows * own) / taken
+    print(
+        f"shared {name_of(heads):12} {rows:4} rows below {prefix:,}: {plain_taken / taken:.1f}x plain, "
+        f"{distinct_taken / taken:.1f}x distinct pages, {taken * 1e6:.0f} us, {rate / 1e12:.2f} TB/s, error {error:.4f}"
+    )
+    return {"once": taken, "plain": plain_taken, "distinct": distinct_taken, "tbs": rate / 1e12, "error": error}
+
+
+EXTENDS = ((16, 0, 512), (4, 0, 4096), (1, 0, 16384), (128, 512, 64), (64, 2048, 64), (16, 8192, 256))
+DECODES = ((256, 512), (128, 2048), (32, 8192), (4, 32768))
+
+
+def measure() -> list[Result]:
+    bandwidth, _ = limits()
+    results: list[Result] = []
     for heads in HEADS:
-        name = "{}/{} x {}".format(*heads)
-        for rows, start, count in (
-            (16, 0, 512),
-            (4, 0, 4096),
-            (1, 0, 16384),
-            (128, 512, 64),
-            (64, 2048, 64),
-            (16, 8192, 256),
-        ):
-            case = Case(heads, [start] * rows, [count] * rows)
-            error = case.check()
-            taken = seconds(case.run)
-            dense, backend = dense_seconds(heads, rows, count, start + count)
-            # a dense call without a mask computes all pairs, ours only those seen
-            pairs = rows * count * (start + count) if start else case.flops / (4 * heads[0] * heads[2])
-            peer = 4.0 * pairs * heads[0] * heads[2] / dense
-            rate = case.flops / taken
-            results.append(
-                {
-                    "kind": "extend",
-                    "heads": name,
-                    "rows": rows,
-                    "start": start,
-                    "count": count,
-                    "tflops": rate / 1e12,
-                    "sdpa": peer / 1e12,
-                    "error": error,
-                }
-            )
-            print(
-                f"extend {name:12} {rows:4} x {count:5} over {start:5}: {rate / 1e12:6.0f} TFLOP/s, {rate / peer:5.0%} of sdpa ({backend} {peer / 1e12:.0f}), error {error:.4f}"
-            )
-            del case
-        for rows, context in ((256, 512), (128, 2048), (32, 8192), (4, 32768)):
-            case = Case(heads, [context - 1] * rows, [1] * rows)
-            error = case.check()
-            taken = seconds(case.run, graph=True)
-            rate = case.bytes / taken
-            results.append(
-                {
-                    "kind": "decode",
-                    "heads": name,
-                    "rows": rows,
-                    "context": context,
-                    "tbs": rate / 1e12,
-                    "of_copy": rate / bandwidth,
-                    "error": error,
-                }
-            )
-            print(
-                f"decode {name:12} {rows:4} rows, {context:5} keys: {rate / 1e12:5.2f} TB/s, {rate / bandwidth:5.0%} of copy, error {error:.4f}"
-            )
-            del case
-        shared = Case(heads, [2048 + 31] * 64, [1] * 64, shared=2048)
-        plain = Case(heads, [2048 + 31] * 64, [1] * 64, shared=2048, cascade=False)
-        apart = Case(heads, [2048 + 31] * 64, [1] * 64)
-        error = shared.check()
-        once, each, distinct = (seconds(c.run, graph=True) for c in (shared, plain, apart))
-        results.append(
-            {"kind": "shared", "heads": name, "once": once, "plain": each, "distinct": distinct, "error": error}
-        )
-        print(
-            f"shared {name:12} 64 rows below 2,048: {each / once:.1f}x plain, {distinct / once:.1f}x distinct pages, error {error:.4f}"
-        )
+        shape = {"heads": name_of(heads)}
+        results.extend({"kind": "extend", **shape, **extend(heads, *rows)} for rows in EXTENDS)
+        results.extend({"kind": "decode", **shape, **decode(heads, *rows, bandwidth)} for rows in DECODES)
+        results.append({"kind": "shared", **shape, **shared(heads)})
     return results
 
 
 def sweep() -> None:
-    cases = {
+    """The best launch parameters by kind of items, one kind of a step's items after the other."""
+    cases: dict[str, Callable[[Heads], Case]] = {
         "extend 128 x 64 over 512": lambda h: Case(h, [512] * 128, [64] * 128),
         "extend 64 x 64 over 2048": lambda h: Case(h, [2048] * 64, [64] * 64),
         "extend 4 x 4096": lambda h: Case(h, [0] * 4, [4096] * 4),
         "decode 1024 x 640": lambda h: Case(h, [639] * 1024, [1] * 1024),
         "decode 128 x 2048": lambda h: Case(h, [2047] * 128, [1] * 128),
-        "shared 4096 below 2048 + 80": lambda h: Case(h, [2048 + 79] * 2048, [1] * 2048, shared=2048),
+        "decode 4 x 32768": lambda h: Case(h, [32767] * 4, [1] * 4),
+        "shared 2048 below 2048 + 80": lambda h: Case(h, [2048 + 79] * 2048, [1] * 2048, shared=2048),
     }
     for heads, (name, make) in itertools.product(((32, 8, 128), (32, 8, 64)), cases.items()):
         case = make(heads)
-        found = []
-        for options in itertools.product((64, 128), (4, 8), (2, 3, 4)):
-            try:
-                found.append((seconds(lambda case=case, options=options: case.run(options)), options))
-            except Exception:
-                continue
-        found.sort()
-        usual = seconds(case.run)
-        best = "  ".join(f"{o}: {s * 1e6:.0f} us" for s, o in found[:4])
-        print(
-            f"{heads} {name}: now {usual * 1e6:.0f} us ({case.flops / usual / 1e12:.0f} TFLOP/s, {case.bytes / usual / 1e12:.2f} TB/s); {best}"
-        )
+        graph = name.startswith(("decode", "shared"))
+        usual = seconds(case.run, graph)
+        rates = f"{case.flops / usual / 1e12:.0f} TFLOP/s, {case.bytes / usual / 1e12:.2f} TB/s"
+        print(f"{heads} {name}: now {usual * 1e6:.0f} us ({rates})", flush=True)
+        for _, kind in case.blocks:
+            found = []
+            for options in NARROW if kind == "own" else WIDE:
+                try:
+                    found.append((seconds(lambda c=case, k=kind, o=options: c.run(**{k: o}), graph), options))
+                except OutOfResources:
+                    continue
+            best = "  ".join(f"{o}: {s * 1e6:.0f} us" for s, o in sorted(found)[:4])
+            print(f"    {kind}, tile {case.tiles[kind]}: {best}", flush=True)
 
 
 def main() -> None:
