@@ -17,6 +17,8 @@ from torch import Tensor
 from spark_llm.engine.cache.manager import CacheManager
 from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.core import Engine
+from spark_llm.engine.cuda import runner as runner_module
+from spark_llm.engine.cuda.attention_plan import Layout, lay_out
 from spark_llm.engine.cuda.decoder import DeviceDecoder
 from spark_llm.engine.cuda.linear import DenseLinear, InvariantLinear, MakeLinear
 from spark_llm.engine.cuda.load import layout_for
@@ -161,12 +163,21 @@ def answer(engine: Engine, asked: list[Request]) -> dict[int, list[int]]:
     ],
 )
 def test_answers_are_those_of_the_cpu(
-    model: Callable[[str], Model], name: str, settings: dict[str, Any], device: str
+    model: Callable[[str], Model], name: str, settings: dict[str, Any], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    layouts: list[Layout] = []
+
+    def recorded(*arguments: Any) -> Layout:
+        layouts.append(lay_out(*arguments))
+        return layouts[-1]
+
+    monkeypatch.setattr(runner_module, "lay_out", recorded)
     tested = model(name)
     expected = answer(tested.cpu_engine(), requests(6, 3))
     assert len({tuple(output) for output in expected.values()}) > 3, "answers tell prompts apart"
     assert answer(tested.device_engine(device, **settings), requests(6, 3)) == expected
+    assert any(len(layout.long) for layout in layouts)
+    assert any(len(layout.shared) for layout in layouts) is settings.get("cascade", True)
 
 
 @pytest.mark.parametrize("where", ["sampling", "waiting"])
@@ -195,7 +206,6 @@ def test_a_failed_step_leaves_no_trace(
     assert answer(engine, requests(4, 3)) == answer(tested.cpu_engine(), requests(4, 3))
     assert engine.stats().failed_steps == 2
     assert engine.stats().preemptions > 0
-    print(engine.stats())
 
 
 def test_draws_do_not_hang_on_the_batch(model: Callable[[str], Model], device: str) -> None:
