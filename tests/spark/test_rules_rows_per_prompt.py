@@ -110,7 +110,12 @@ def report(model: FakeModel) -> Any:
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
+QUICK = ("INNER JOIN", "LEFT JOIN", "LEFT ANTI JOIN")
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_the_rows_are_those_of_a_pair_a_prompt(open_model: Model, kind: str) -> None:
     model = open_model()
     query = KINDS[kind].format(f"k = j AND {CALL}" if "IN" not in kind.split() else CALL)
@@ -142,6 +147,7 @@ def test_what_is_not_clear_is_asked_alone(open_model: Model) -> None:
         assert found == with_one_row(model, query)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "I cannot tell.", "0: yes\n1: yes\n2: yes\n3: yes", "yes\nno\nno\nno"])
 def test_an_answer_without_any_clear_line_loses_nothing(open_model: Model, text: str) -> None:
     model = open_model(lambda answers: text)
@@ -190,6 +196,7 @@ def test_only_pairs_of_a_join_on_the_call_share_prompts(open_model: Model) -> No
     assert all(len(request.pairs) == 1 for request in model.requests())
 
 
+@pytest.mark.slow
 def test_several_calls_and_a_computed_field(open_model: Model) -> None:
     model = open_model()
     query = KINDS["LEFT JOIN"].format(f"k = j AND {CALL} AND llm('Really?', upper(a), b, y) = 'yes'")
