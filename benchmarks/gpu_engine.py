@@ -4,8 +4,9 @@
     python benchmarks/gpu_engine.py --shapes 8b --engines floor,ours,ours-fp8,ours-no-cache,vllm
 
 Rows of token ids, weights at random, greedy answers of fixed length, warm, the prefix cache emptied before each run;
-the best of the runs, as the first one of a workload still meets shapes for which libraries choose their kernels. vLLM runs with its own defaults and prefix caching on, if it is installed. Results are merged
-into artifacts/gpu_engine.json, so that parts may be run one after the other; ratios are of engines on one GPU.
+the best of the runs, as the first one of a workload still meets shapes for which libraries choose their kernels. vLLM
+runs with its own defaults and prefix caching on, if it is installed. Results are merged into artifacts/gpu_engine.json,
+so that parts may be run one after the other; ratios are of engines on one GPU.
 
 The floor: tokens that a perfect prefix cache computes, through the linear layers alone at the rate measured in the same
 run, and the LM head once a sampled token; K/V bytes: what decoding must read, each distinct page once a step.

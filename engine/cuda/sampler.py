@@ -26,10 +26,8 @@ class Sampling:
     position: npt.NDArray[np.int32]
 
 
-def sampling_of(rows: Sequence[Row], positions: npt.NDArray[np.int64]) -> Sampling | None:
-    """None if all rows are greedy. positions: of each row's last token, in prompt and answer."""
-    if not any(row.request.params.temperature > 0 for row in rows):
-        return None
+def sampling_of(rows: Sequence[Row], positions: npt.NDArray[np.int64]) -> Sampling:
+    """positions: of each row's last token, in prompt and answer."""
     for row in rows:
         if row.request.params.temperature > 0 and row.request.seed is None:
             row.request.seed = secrets.randbits(63)  # kept: a recomputed row repeats its draws

@@ -118,8 +118,10 @@ def lay_flat(plan: StepPlan, prefixes: SharedPrefixes, device: Device) -> HostSt
     tokens = [np.zeros(decodes, np.int32), *(s.row.tokens[s.start : s.start + s.count] for s in prompts)]
     samples = np.fromiter((s.samples for s in prompts), bool, len(prompts))
     last = np.concatenate((np.arange(decodes), (first + counts - 1)[samples])).astype(np.int32)
-    rows = [*plan.lanes.rows_of(plan.decode), *(s.row for s in prompts if s.samples)]
-    last_positions = np.concatenate((plan.positions, (starts + counts - 1)[samples])).astype(np.int64)
+    sampling = None
+    if plan.lanes.draws[np.concatenate((plan.decode, lanes[samples]))].any():
+        rows = [*plan.lanes.rows_of(plan.decode), *(s.row for s in prompts if s.samples)]
+        sampling = sampling_of(rows, np.concatenate((plan.positions, (starts + counts - 1)[samples])).astype(np.int64))
     return HostStep(
         tokens=np.concatenate(tokens),
         positions=np.concatenate((plan.positions, positions)).astype(np.int32),
@@ -129,7 +131,7 @@ def lay_flat(plan: StepPlan, prefixes: SharedPrefixes, device: Device) -> HostSt
         decodes=decodes,
         last=last,
         answer_order=_answer_order(plan, prompts, samples, decodes),
-        sampling=sampling_of(rows, last_positions),
+        sampling=sampling,
     )
 
 
