@@ -157,11 +157,13 @@ def _merge(
     tl.store(out + at * DIM + dims, (sums / total).to(out.dtype.element_ty), mask=in_dim)
 
 
-def _launch_options(tile: int, dim: int) -> tuple[int, int, int]:
-    """Keys a block, warps, stages."""
+def _launch_options(tile: int, dim: int, exact: bool) -> tuple[int, int, int]:
+    """Keys a block, warps, stages. exact: float32, whose products take no tensor cores, but registers above all."""
+    if exact:
+        return (32 if tile * dim <= 64 * 64 else 16), 8, 2
     if tile <= 16:
         return (64 if dim > 64 else 128), 4, 3
-    return 64, 4, 3
+    return 64, (8 if dim > 128 else 4), 3
 
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -187,10 +189,8 @@ def attend(
         return
     _, heads, dim = q.shape
     kv_heads = k_pool.shape[1]
-    keys, warps, stages = options or _launch_options(tile, dim)
     exact = q.dtype == torch.float32
-    if exact:
-        keys, stages = min(keys, 32), 2
+    keys, warps, stages = options or _launch_options(tile, dim, exact)
     _attend[(len(items) * kv_heads,)](
         q, k_pool, v_pool, table, items if order is None else order, items, out, part_out, part_lse,
         scale * _LOG2E, part_lse.shape[1] if part_lse.dim() == 3 else 0, table.shape[1], kv_heads * dim,
