@@ -95,8 +95,9 @@ def lay_out(members: Members, long_rows: Wide, table: Ints, device: Device) -> L
                 orders.append(found[0])
                 shared.append(found[1])
     own = _own(members, own_start, parts, device)
-    # a tile that chunks do not fill is work for nothing
-    long_tile = _LONG_TILES[int(long_rows[:, 1].max(initial=0)) * device.group > _LONG_TILES[0]]
+    # A tile that chunks do not fill is work for nothing; where the layout must not depend on other rows, it is one tile.
+    fills = int(long_rows[:, 1].max(initial=0)) * device.group > _LONG_TILES[0]
+    long_tile = _LONG_TILES[fills or not device.splits]
     per_token = np.repeat(parts, members.count)
     return Layout(
         order=(np.concatenate(orders) if orders else np.empty(0)).astype(np.int32),
