@@ -38,7 +38,7 @@ def sample(
     part_value = torch.empty(rows, parts, dtype=torch.float32, device=logits.device)
     part_id = torch.empty(rows, parts, dtype=torch.int32, device=logits.device)
     best = torch.empty(rows, dtype=torch.float32, device=logits.device)
-    padded = triton.next_power_of_2(parts)
+    padded = triton.next_power_of_2(blocks)  # whatever the rows: one kernel a vocabulary
     _greatest[(rows, parts)](logits, part_value, part_id, vocabulary, chunk, BLOCK=_BLOCK, num_warps=8)
     _join[(rows,)](part_value, part_id, best, out, best, parts, ONLY_DRAWS=False, PARTS=padded, num_warps=1)
     if temperature is None:
@@ -128,7 +128,7 @@ def _store_part(value, at, part_value, part_id):
     tl.store(part_id + part, tl.min(tl.where(value == greatest, at, 2147483647), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def _join(part_value, part_id, best, out, temperature, parts, ONLY_DRAWS: tl.constexpr, PARTS: tl.constexpr):
     row = tl.program_id(0)
     if ONLY_DRAWS:

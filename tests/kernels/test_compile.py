@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernels for a Hopper GPU: tensor cores, wide loads, and nothing spilled that counts."""
+"""What the compiler makes of the kernels for a Hopper GPU: tensor cores, wide loads, nothing spilled that counts."""
 
 from __future__ import annotations
 
