@@ -95,7 +95,7 @@ def lay_out(members: Members, long_rows: Wide, table: Ints, device: Device) -> L
                 orders.append(found[0])
                 shared.append(found[1])
     own = _own(members, own_start, parts, device)
-    # A tile that chunks do not fill is work for nothing; where the layout must not depend on other rows, it is one tile.
+    # A tile that chunks do not fill is work for nothing; where other rows must not matter, there is one tile only.
     fills = int(long_rows[:, 1].max(initial=0)) * device.group > _LONG_TILES[0]
     long_tile = _LONG_TILES[fills or not device.splits]
     per_token = np.repeat(parts, members.count)

@@ -24,8 +24,8 @@ def pairs(layout: Layout, lanes: np.ndarray, positions: np.ndarray) -> Counter[t
     for items in (layout.own, layout.shared, layout.long):
         for first, count, _, start, stop, causal, part, single in items.tolist():
             assert count > 0
-            tokens = range(first, first + count)
-            for i, token in enumerate(layout.order[first : first + count].tolist() if items is layout.shared else tokens):
+            named = layout.order[first : first + count].tolist() if items is layout.shared else None
+            for i, token in enumerate(named or range(first, first + count)):
                 last = stop if causal < 0 else min(stop, causal + i + 1)
                 assert last > start, "a query without a key"
                 seen.setdefault(token, []).append(-1 if single else part)
