@@ -17,11 +17,13 @@ from pathlib import Path
 
 import torch
 from gpu_fused_cases import (
+    BEYOND_CACHE,
     VOCABULARY,
     Call,
     Case,
     activation_cases,
     candidate_case,
+    copies,
     gather_case,
     norm_cases,
     normal,
@@ -31,7 +33,6 @@ from gpu_fused_cases import (
 
 TOKENS = (64, 4096, 8192)
 SEQUENCES = (1, 64, 4096)
-BEYOND_CACHE = 160 << 20  # bytes that calls go round before one comes again
 MODELS = {"1B": (2048, 8192, 32, 8, 64), "8B": (4096, 14336, 32, 8, 128)}  # hidden, inner, heads, kv heads, D
 
 
@@ -86,11 +87,6 @@ def launch_seconds(call: Call, calls: int = 20) -> float:
         best = min(best, (time.perf_counter() - begin) / calls)
         torch.cuda.synchronize()
     return best
-
-
-def copies(size: int) -> int:
-    """Sets of buffers of ``size`` bytes that are larger than the L2 cache together."""
-    return max(1, min(32, -(-BEYOND_CACHE // size)))
 
 
 def measure(case: Case, sets: int, bandwidth: float) -> Result:

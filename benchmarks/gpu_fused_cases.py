@@ -19,6 +19,7 @@ from spark_llm.kernels.sampling import sample, sample_reference
 
 EPS = 1e-5
 VOCABULARY = 128_256
+BEYOND_CACHE = 160 << 20  # bytes that calls go round before one comes again
 Call = Callable[[], object]
 
 
@@ -36,6 +37,11 @@ class Case:
 
 def normal(*shape: int) -> Tensor:
     return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+
+
+def copies(size: int) -> int:
+    """Sets of buffers of ``size`` bytes that are larger than the L2 cache together."""
+    return max(1, min(32, -(-BEYOND_CACHE // size)))
 
 
 def close(found: Tensor, expected: Tensor) -> None:

@@ -21,7 +21,7 @@ WINDOW = 512
 
 
 def run(engine: Engine, prompts: list[object], out: int, reuse: bool) -> tuple[float, list[list[int]]]:
-    """Seconds from the first ``add`` to the last answer, and the answers. Rows come in windows, as streams bring them."""
+    """Seconds from the first ``add`` to the last answer, and the answers. Rows come in windows, as from streams."""
     params = SamplingParams(max_tokens=out, ignore_eos=True)
     answers: list[list[int]] = [[] for _ in prompts]
     begun = time.perf_counter()
