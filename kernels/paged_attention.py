@@ -25,10 +25,8 @@ def _attend(
     TILE: tl.constexpr, KEYS: tl.constexpr, EXACT: tl.constexpr, UPCAST: tl.constexpr,
     GATHERS: tl.constexpr,
 ):  # fmt: skip
-    # The kv heads of an item run side by side, as a slot's heads lie in memory: together they read whole rows of DRAM.
-    KV_HEADS: tl.constexpr = HEADS // GROUP
-    item = items + (tl.program_id(0) // KV_HEADS).to(tl.int64) * 8
-    kv_head = tl.program_id(0) % KV_HEADS
+    item = items + tl.program_id(0).to(tl.int64) * 8
+    kv_head = tl.program_id(1)
     count = tl.load(item + 1)
     if count == 0:
         return
@@ -191,7 +189,7 @@ def attend(
     kv_heads = k_pool.shape[1]
     exact = q.dtype == torch.float32
     keys, warps, stages = options or _launch_options(tile, dim, exact)
-    _attend[(len(items) * kv_heads,)](
+    _attend[(len(items), kv_heads)](
         q, k_pool, v_pool, table, items if order is None else order, items, out, part_out, part_lse,
         scale * _LOG2E, part_lse.shape[1] if part_lse.dim() == 3 else 0, table.shape[1], kv_heads * dim,
         HEADS=heads, GROUP=heads // kv_heads, DIM=dim, DIM_PADDED=triton.next_power_of_2(max(16, dim)), PAGE=page_size,
