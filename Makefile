@@ -32,9 +32,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## five LLM queries over real tables, with what the engine reused
 	@$(BIN)/python -P -m spark_llm.demo
 
-# Two Sparks side by side; engines and their faults alone, as they count processes and measure what fits.
+# Two Sparks side by side, and two processes for what needs none; engines and their faults alone, as they count
+# processes and measure what fits.
 test: $(STAMP) ## the test suite, but for what `make test-all` adds
-	@$(BIN)/pytest tests/unit tests/engine tests/faults
+	@$(BIN)/pytest -n 2 tests/unit tests/kernels
+	@$(BIN)/pytest tests/engine tests/faults
 	@$(BIN)/pytest -n 2 --dist loadfile -m "not slow" tests/spark
 
 test-all: test ## and the long comparisons of rules on and off
