@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from spark_llm.kernels import sampling
 from spark_llm.kernels.sampling import noise_reference, sample, sample_reference
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
@@ -72,6 +73,21 @@ def test_greedy_of_what_is_no_number(device: str) -> None:
     assert greedy(torch.tensor(rows, device=device)) == [2, 0, 0, 1, 2]
 
 
+@pytest.mark.parametrize("programs", [1, 2, 1024])
+def test_rows_are_cut_for_few_or_many_programs_alike(
+    programs: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = draw_logits(1, 3 * BLOCK + 7, torch.bfloat16, 8, device)
+    rows = Rows(logits, heat=2.0, seed=5)
+    drawn = rows.draw()
+    logits[0, [5, 5 + BLOCK, 4 + 2 * BLOCK, 5 + 3 * BLOCK - 1]] = 30.0
+    monkeypatch.setattr(sampling, "_PROGRAMS", programs)
+    assert greedy(logits) == [5]
+    logits[0, [5, 5 + BLOCK, 4 + 2 * BLOCK, 5 + 3 * BLOCK - 1]] = -math.inf
+    assert drawn[0] not in (5, 5 + BLOCK, 4 + 2 * BLOCK, 4 + 3 * BLOCK), "else choose another seed"
+    assert rows.draw() == drawn == rows.reference()
+
+
 # temperature, top_k, top_p
 SETTINGS = [
     (0.0, 3, 0.1), (1.0, 0, 1.0), (1.0, 0, 0.5), (0.7, 5, 1.0), (1.0, 5, 0.9), (2.0, 1, 1.0), (1.0, 10**6, 0.95),
@@ -97,20 +113,44 @@ def test_draws_are_those_of_the_definition(vocabulary: int, dtype: torch.dtype, 
     assert torch.isfinite(logits.cpu()[range(n), found]).all()
 
 
-@settings(max_examples=5, deadline=None)
+def kept_tokens(rows: Rows) -> list[set[int]]:
+    """By the kernel that finds where they end."""
+    n, vocabulary = rows.logits.shape
+    cut = torch.empty(n, dtype=torch.int64, device=rows.logits.device)
+    last_tie = torch.empty(n, dtype=torch.int32, device=rows.logits.device)
+    best = rows.logits.float().amax(-1)
+    unused = sampling._UNUSED_BITS[rows.logits.dtype]
+    sampling._cut[(n,)](
+        rows.logits, best, rows.heat, rows.k, rows.p, cut, last_tie, vocabulary, UNUSED=unused, BLOCK=BLOCK
+    )
+    bits = rows.logits.float().cpu().numpy().view(np.uint32)
+    keys = np.where(bits >> 31, ~bits, bits | 0x80000000) >> unused
+    kept = keys > cut.cpu().numpy()[:, None]
+    tied = (keys == cut.cpu().numpy()[:, None]) & (np.arange(vocabulary) <= last_tie.cpu().numpy()[:, None])
+    return [set(np.flatnonzero(row).tolist()) for row in kept | tied]
+
+
+@settings(max_examples=6, deadline=None)
 @given(
-    values=st.lists(st.sampled_from([-9.0, -1.0, 0.0, 0.5, 1.0, 2.0, 4.0]), min_size=1, max_size=30),
-    k=st.integers(0, 32), p=st.sampled_from([0.0, 0.05, 0.3, 0.6, 0.9, 0.999, 1.0]),
+    vocabulary=st.sampled_from([1, 2, 30, 31, BLOCK + 40]), dtype=st.sampled_from(FLOATS), seed=st.integers(0, 99),
+    step=st.sampled_from([0.0, 0.5, 2.0]), k=st.lists(st.integers(0, 33), min_size=6, max_size=6),
+    p=st.lists(st.sampled_from([0.0, 0.05, 0.3, 0.6, 0.9, 0.999, 1.0]), min_size=6, max_size=6),
 )  # fmt: skip
-def test_what_is_kept_is_the_smallest_set(values: list[float], k: int, p: float, device: str) -> None:
-    scale = 1e-3  # noise decides; the order of the logits stays
-    logits = (torch.tensor(values) * scale).expand(5, -1).contiguous().to(device)
-    order = sorted(range(len(values)), key=lambda i: (-values[i], i))
-    kept = order[:k] if k else order
-    weights = np.exp(np.array([values[i] * scale for i in kept]))
-    share = weights.cumsum() / weights.sum()
-    most = set(kept[: int(np.searchsorted(share, p + 1e-5)) + 1])
-    assert set(Rows(logits, k=k, p=p).draw()) <= most
+def test_what_is_kept_is_the_smallest_set(
+    vocabulary: int, dtype: torch.dtype, seed: int, step: float, k: list[int], p: list[float], device: str
+) -> None:
+    """Rounded to steps, logits tie within blocks and across them."""
+    logits = draw_logits(6, vocabulary, torch.float32, seed, device)
+    logits = ((logits / step).round() * step if step else logits).to(dtype)
+    found = kept_tokens(Rows(logits, k=k, p=p))
+    for row, row_k, row_p, kept in zip(logits.double().cpu(), k, p, found, strict=True):
+        values, order = row.sort(descending=True, stable=True)
+        limit = row_k or vocabulary
+        values, order = values[:limit], order[:limit]
+        share = values.softmax(-1).cumsum(-1)
+        bounds = [int(torch.searchsorted(share, max(row_p + slack, 0.0))) + 1 for slack in (-1e-6, 1e-6)]
+        least, most = (set(order[:bound].tolist()) for bound in (bounds if row_p < 1 else (limit, limit)))
+        assert least <= kept <= most
 
 
 def test_a_draw_hangs_on_seed_and_position_only(device: str) -> None:
