@@ -15,7 +15,8 @@ from spark_llm.kernels.gather import gather_rows
 from spark_llm.kernels.norm import add_rms_norm, add_rms_norm_reference
 from spark_llm.kernels.quantize import quantize_channels_reference, quantize_fp8
 from spark_llm.kernels.rope import rope_and_store, rope_reference
-from spark_llm.kernels.sampling import sample, sample_reference
+from spark_llm.kernels.sampling import sample
+from spark_llm.kernels.sampling_reference import sample_reference
 
 EPS = 1e-5
 VOCABULARY = 128_256

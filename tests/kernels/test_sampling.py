@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spark_llm.kernels import sampling
-from spark_llm.kernels.sampling import noise_reference, sample, sample_reference
+from spark_llm.kernels.sampling import sample
+from spark_llm.kernels.sampling_reference import noise_reference, sample_reference
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 BLOCK = 4096  # logits a program reads at a time: larger rows are joined of several
