@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 4096  # logits that a program reads at a time
-_QUARTER = tl.constexpr(_BLOCK // 4)  # Philox gives four words a counter
+BLOCK = 4096  # logits that a program reads at a time
+_QUARTER = tl.constexpr(BLOCK // 4)  # Philox gives four words a counter
 _PROGRAMS = 1024  # that keep a GPU busy
 _UNUSED_BITS = {torch.bfloat16: 16, torch.float16: 12, torch.float32: 0}  # of a logit widened to float32; even
 
@@ -32,14 +32,14 @@ def sample(
     rows, vocabulary = logits.shape
     if not rows:
         return
-    blocks = triton.cdiv(vocabulary, _BLOCK)
-    chunk = triton.cdiv(blocks, min(blocks, triton.cdiv(_PROGRAMS, rows))) * _BLOCK
+    blocks = triton.cdiv(vocabulary, BLOCK)
+    chunk = triton.cdiv(blocks, min(blocks, triton.cdiv(_PROGRAMS, rows))) * BLOCK
     parts = triton.cdiv(vocabulary, chunk)
     part_value = torch.empty(rows, parts, dtype=torch.float32, device=logits.device)
     part_id = torch.empty(rows, parts, dtype=torch.int32, device=logits.device)
     best = torch.empty(rows, dtype=torch.float32, device=logits.device)
     padded = triton.next_power_of_2(blocks)  # whatever the rows: one kernel a vocabulary
-    _greatest[(rows, parts)](logits, part_value, part_id, vocabulary, chunk, BLOCK=_BLOCK, num_warps=8)
+    _greatest[(rows, parts)](logits, part_value, part_id, vocabulary, chunk, BLOCK=BLOCK, num_warps=8)
     _join[(rows,)](part_value, part_id, best, out, best, parts, ONLY_DRAWS=False, PARTS=padded, num_warps=1)
     if temperature is None:
         return
@@ -47,7 +47,7 @@ def sample(
     last_tie = torch.empty(rows, dtype=torch.int32, device=logits.device)
     unused = _UNUSED_BITS[logits.dtype]
     _cut[(rows,)](
-        logits, best, temperature, top_k, top_p, cut, last_tie, vocabulary, UNUSED=unused, BLOCK=_BLOCK, num_warps=8
+        logits, best, temperature, top_k, top_p, cut, last_tie, vocabulary, UNUSED=unused, BLOCK=BLOCK, num_warps=8
     )
     _draw[(rows, parts)](
         logits, best, temperature, seed, position, cut, last_tie, part_value, part_id, vocabulary, chunk,

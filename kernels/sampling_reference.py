@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spark_llm.kernels.sampling import BLOCK
+
 
 def sample_reference(
     logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, seed: Tensor, position: Tensor
@@ -29,15 +31,15 @@ def sample_reference(
 
 def noise_reference(seed: int, position: int, ids: Tensor) -> Tensor:
     """Gumbel noise of the tokens ``ids`` (int64), float64, as the kernel makes it of Philox4x32-10."""
-    low, quarter = 2**32 - 1, _QUARTER.value
+    low, quarter = 2**32 - 1, BLOCK // 4
     zero = torch.zeros_like(ids)
-    words = [ids // _BLOCK * quarter + ids % quarter, zero + (position & low), zero, zero]
+    words = [ids // BLOCK * quarter + ids % quarter, zero + (position & low), zero, zero]
     keys = [seed & low, seed >> 32 & low]
     for _ in range(10):
         (high_a, low_a), (high_b, low_b) = _product(words[0], 0xD2511F53), _product(words[2], 0xCD9E8D57)
         words = [high_b ^ words[1] ^ keys[0], low_b, high_a ^ words[3] ^ keys[1], low_a]
         keys = [keys[0] + 0x9E3779B9 & low, keys[1] + 0xBB67AE85 & low]
-    bits = torch.stack(words).gather(0, (ids % _BLOCK // quarter)[None])[0]
+    bits = torch.stack(words).gather(0, (ids % BLOCK // quarter)[None])[0]
     return -torch.log(-torch.log1p(-((bits.double() + 0.5) * 2.0**-32)))
 
 
