@@ -114,6 +114,9 @@ def _rows(shape: str, workload: Workload, order: str, results: list[Result], flo
     for result in results:
         if (result.get("workload"), result.get("order")) == (workload.name, order):
             runs.setdefault(result["engine"], []).append(result)
+    devices = {result["device"] for found in runs.values() for result in found if "device" in result}
+    if len(devices) > 1:
+        return [f"{workload.name:3}{order:10}runs on several GPUs, which do not compare: {', '.join(sorted(devices))}"]
     seconds = {engine: min(r["seconds"] for r in found) for engine, found in runs.items()}
     lines = []
     for engine, taken in seconds.items():

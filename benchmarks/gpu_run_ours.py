@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from gpu_workload import WORKLOADS, in_order, write_model
 
 from spark_llm.engine.config import EngineSpec
@@ -67,7 +68,8 @@ def main() -> None:
     engine = load_engine(spec, text=False)
     name = "ours" + ("-fp8" if arguments.quantization == "fp8" else "") + ("-no-cache" if arguments.no_cache else "")
     name += "-deterministic" if arguments.deterministic else ""
-    print(json.dumps({"engine": name, "load": time.perf_counter() - begun}), flush=True)
+    device = torch.cuda.get_device_name()
+    print(json.dumps({"engine": name, "load": time.perf_counter() - begun, "device": device}), flush=True)
     run(engine, WORKLOADS["A"].prompts(seed=99)[:256], 8, reuse=True)
     for workload in wanted:
         prompts = workload.prompts()
@@ -79,7 +81,13 @@ def main() -> None:
                 assert all(len(answer) == workload.out for answer in answers)
                 after = asdict(engine.stats())
                 delta = {key: after[key] - before[key] for key in after if isinstance(after[key], int | float)}
-                entry = {"engine": name, "workload": workload.name, "order": order, "seconds": seconds}
+                entry = {
+                    "engine": name,
+                    "workload": workload.name,
+                    "order": order,
+                    "seconds": seconds,
+                    "device": device,
+                }
                 print(json.dumps(entry | {"cached": delta["cached_tokens"], "stats": delta}), flush=True)
 
 

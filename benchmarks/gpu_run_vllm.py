@@ -26,11 +26,13 @@ def main() -> None:
     parser.add_argument("--no-cache", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/gpu_engine"))
     arguments = parser.parse_args()
+    import torch
     import vllm
     from vllm import LLM, SamplingParams
 
     wanted = [WORKLOADS[name] for name in arguments.workloads.split(",")]
     longest = max(w.prompt + w.out for w in wanted)
+    device = torch.cuda.get_device_name()
     begun = time.perf_counter()
     llm = LLM(
         model=str(write_model(arguments.shape, arguments.folder)),
@@ -57,7 +59,13 @@ def main() -> None:
                 seconds = time.perf_counter() - begun
                 assert all(len(a.outputs[0].token_ids) == workload.out for a in answers)
                 cached = float(np.sum([a.num_cached_tokens or 0 for a in answers]))
-                run = {"workload": workload.name, "order": order, "seconds": seconds, "cached": cached}
+                run = {
+                    "workload": workload.name,
+                    "order": order,
+                    "seconds": seconds,
+                    "cached": cached,
+                    "device": device,
+                }
                 print(json.dumps({"engine": "vllm-no-cache" if arguments.no_cache else "vllm"} | run), flush=True)
 
 

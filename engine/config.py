@@ -26,7 +26,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     threads: CPU threads of the forward pass; 0 is every core that this process may use.
     device: ``auto`` takes the GPU that CUDA shows first, if any; ``cpu``, ``cuda`` or ``cuda:N`` is taken as it is.
     quantization: ``fp8`` multiplies the layers' matrices in e4m3, on a GPU that can.
-    deterministic: answers do not depend on what else runs, bit by bit; slower.
+    deterministic: on a GPU answers do not depend on what else runs, bit by bit; slower.
     idle_timeout: seconds without a stream after which the engine ends; 0 is never.
     """
 

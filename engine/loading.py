@@ -55,7 +55,7 @@ def _text(source: ModelSource) -> TextPipeline:
 
 def _on_cpu(spec: EngineSpec, source: ModelSource, config: ModelConfig, text: TextPipeline | None) -> Engine:
     stored, computed = _cpu_dtypes(spec.dtype)
-    context_length = spec.context_length or config.context_length
+    context_length = min(spec.context_length or config.context_length, config.context_length)
     decoder = Decoder(config, iter_weights(source, stored, config), computed, context_length)
     pages = _cpu_pages(spec, config, computed)
     pool = KVPool(config, pages * spec.page_size, computed)
@@ -64,7 +64,8 @@ def _on_cpu(spec: EngineSpec, source: ModelSource, config: ModelConfig, text: Te
         "model %s: %s weights, %s arithmetic, %d threads, K/V pool of %d pages x %d tokens",
         config.name, label, computed, torch.get_num_threads(), pages, spec.page_size,
     )  # fmt: skip
-    return Engine(spec, Runner(decoder, pool, spec.page_size), CacheManager(pages, spec.page_size), text, label)
+    runner = Runner(decoder, pool, spec.page_size, cascade=not spec.deterministic)
+    return Engine(spec, runner, CacheManager(pages, spec.page_size), text, label)
 
 
 def _on_gpu(

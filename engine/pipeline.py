@@ -17,7 +17,13 @@ from spark_llm.engine.scheduling.scheduler import Scheduler
 log = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 2  # failed steps after which a row is given up; the second one is the row's alone
-_FAILURES = (RuntimeError, ValueError, IndexError, MemoryError)  # of a step; anything else is the engine's end
+_FAILURES = (
+    RuntimeError,
+    ValueError,
+    ArithmeticError,
+    IndexError,
+    MemoryError,
+)  # of a step; anything else is the engine's end
 
 
 class Pending(Protocol):

@@ -159,9 +159,11 @@ def _launch_options(tile: int, dim: int, exact: bool) -> tuple[int, int, int]:
     """Keys a block, warps, stages. exact: float32, whose products take no tensor cores, but registers above all."""
     if exact:
         return (32 if tile * dim <= 64 * 64 else 16), 8, 2
+    if dim > 128:  # what fits the shared memory of GPUs older or smaller than a Hopper
+        return 32, (4 if tile <= 16 else 8), 2
     if tile <= 16:
         return (64 if dim > 64 else 128), 4, 3
-    return 64, (8 if dim > 128 else 4), 3
+    return 64, 4, 3
 
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -121,8 +121,8 @@ class LlmConf(OptimizerConf, SpendingConf):
         "engine.device",
         DEVICE,
         "auto",
-        "Where an engine computes: `cpu`, `cuda`, or `cuda:1` for the second GPU. `auto` takes the GPU that Spark "
-        "gave the task (`spark.task.resource.gpu.amount`), else the first one, else the CPU.",
+        "Where an engine computes: `cpu`, `cuda`, or `cuda:1` for the second GPU. `auto` and `cuda` take the GPU that "
+        "Spark gave the task (`spark.task.resource.gpu.amount`), else the first one; `auto` else the CPU.",
     )
     quantization: str = key(
         "engine.quantization",
@@ -135,8 +135,8 @@ class LlmConf(OptimizerConf, SpendingConf):
         "engine.deterministic",
         BOOLEAN,
         "false",
-        "Compute shared prefixes and splits of the keys in one fixed way, so that an answer depends less on what else "
-        "runs.",
+        "On a GPU: compute every row by itself, bit by bit, whatever else runs; slower, and not with `fp8`. On a CPU "
+        "only shared prefixes are read once per row: its products still depend on how many rows there are.",
     )
     idle_timeout: float = key(
         "engine.idleTimeout",
@@ -226,9 +226,13 @@ def from_task() -> LlmConf:
     found = {key: context.getLocalProperty(key) for key in keys}
     conf = LlmConf.parse({key: text for key, text in found.items() if text is not None})
     gpus = context.resources().get("gpu")
-    if conf.device != "auto" or gpus is None or not gpus.addresses:
+    if conf.device not in ("auto", "cuda") or gpus is None or not gpus.addresses:
         return conf
-    return dataclasses.replace(conf, device=f"cuda:{gpus.addresses[0]}")
+    address = gpus.addresses[0]
+    if not address.isdigit():
+        reason = f"Spark gave the task the GPU {address!r}, which is no number"
+        raise LlmError("LLM_DEVICE_NOT_AVAILABLE", device=conf.device, reason=reason)
+    return dataclasses.replace(conf, device=f"cuda:{address}")
 
 
 def option_settings(options: Mapping[str, Any]) -> dict[str, str]:

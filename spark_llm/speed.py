@@ -40,13 +40,13 @@ def remember(engine: str, tokens_per_second: float) -> None:
             raise
 
 
-def engine_name(model: str, dtype: str, threads: int, master: str) -> str:
-    """What engines of equal speed have in common: model, number format, threads (0: all cores), and the machine.
+def engine_name(model: str, arithmetic: str, device: str, threads: int, master: str) -> str:
+    """What engines of equal speed have in common: model, number format, device, threads (0: all cores), machine.
 
     Of a cluster the master's address stands for its machines; a local Spark has this host's name.
     """
     place = f"{os.uname().nodename} with {os.cpu_count()} cores" if master.startswith("local") else master
-    return f"{model}, {dtype}, {threads or 'all'} threads, {place}"
+    return f"{model}, {arithmetic}, {device}, {threads or 'all'} threads, {place}"
 
 
 def _file() -> Path:

@@ -17,7 +17,7 @@ Wide = npt.NDArray[np.int64]
 
 FIELDS = 8  # of a work item: first, count, lane, key start, key stop, causal, part, single
 MOST_PARTS = 16  # partial results of one token
-_LONG_TILES = (64, 128)
+LONG_TILES = (64, 128)
 _ALL_KEYS = -1  # causal: every query sees all keys of the item
 
 
@@ -96,8 +96,8 @@ def lay_out(members: Members, long_rows: Wide, table: Ints, device: Device) -> L
                 shared.append(found[1])
     own = _own(members, own_start, parts, device)
     # A tile that chunks do not fill is work for nothing; where other rows must not matter, there is one tile only.
-    fills = int(long_rows[:, 1].max(initial=0)) * device.group > _LONG_TILES[0]
-    long_tile = _LONG_TILES[fills or not device.splits]
+    fills = int(long_rows[:, 1].max(initial=0)) * device.group > LONG_TILES[0]
+    long_tile = LONG_TILES[fills or not device.splits]
     per_token = np.repeat(parts, members.count)
     return Layout(
         order=(np.concatenate(orders) if orders else np.empty(0)).astype(np.int32),

@@ -6,7 +6,6 @@ serves any tree of shared prefixes. Buckets are captured from large to small in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +33,16 @@ class _Captured:
     lanes: Tensor
 
 
+def logits_of_graphs(most_rows: int) -> int:
+    """Rows of logits that the graphs of all buckets hold, for ``most_rows`` rows that run at a time."""
+    return sum(_buckets(most_rows))
+
+
+def _buckets(most_rows: int) -> tuple[int, ...]:
+    largest = min((bucket for bucket in BUCKETS if bucket >= most_rows), default=BUCKETS[0])
+    return tuple(bucket for bucket in BUCKETS if bucket <= largest)
+
+
 class DecodeGraphs:
     """Graphs of the decoder for up to 512 decoding rows; larger steps are long enough to hide their launches."""
 
@@ -48,22 +57,20 @@ class DecodeGraphs:
     @torch.inference_mode()
     def capture(self, most_rows: int) -> None:
         """Capture every bucket that ``most_rows`` rows may need."""
-        largest = min((b for b in BUCKETS if b >= most_rows), default=BUCKETS[0])
-        self._buckets = tuple(bucket for bucket in BUCKETS if bucket <= largest)
+        self._buckets = _buckets(most_rows)
         # Graphs write to where the workspace was when they were captured: it must live as long as they do.
         self._workspace = self._decoder.reserve_parts(self._buckets[0] * MOST_PARTS)
         memory = torch.cuda.graph_pool_handle()
         staging = Staging(1 << 16, self._decoder.device)
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         for bucket in self._buckets:
-            self._captured[bucket] = self._capture(bucket, staging, memory)
+            self._captured[bucket] = self._capture(bucket, staging, memory, stream)
 
     def run(
         self,
         step: HostStep,
         layout: Layout,
-        updates: tuple[Ints, Ints],
         staging: Staging,
-        write_pages: Callable[[Tensor, Tensor], None],
     ) -> tuple[Tensor, Tensor] | None:
         """Logits of the step's rows and their lanes, or None if no graph holds it."""
         rows = step.decodes
@@ -74,14 +81,11 @@ class DecodeGraphs:
         found = (len(layout.order), len(layout.own), len(layout.shared))
         if any(have > most for have, most in zip(found, captured.capacity, strict=True)):
             return None
-        if len(updates[0]):
-            views = staging.upload({"at": updates[0], "page": updates[1]})
-            write_pages(views["at"], views["page"])
         staging.upload(self._arrays(bucket, step, layout), into=captured.inputs)
         captured.graph.replay()
         return captured.logits[:rows], captured.lanes[:rows].long()
 
-    def _capture(self, bucket: int, staging: Staging, memory: Any) -> _Captured:
+    def _capture(self, bucket: int, staging: Staging, memory: Any, stream: torch.cuda.Stream) -> _Captured:
         arrays = self._arrays(bucket, None, None)
         inputs = torch.empty(
             packed_size(a.size for a in arrays.values()), dtype=torch.int32, device=self._decoder.device
@@ -103,7 +107,6 @@ class DecodeGraphs:
             )
             return self._decoder.forward(step, self._pool)
 
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             forward()  # compiles kernels and picks cuBLAS algorithms: neither may happen while capturing

@@ -36,7 +36,7 @@ class Staging:
         into: a buffer to copy to instead of the ring's (the fixed inputs of a graph); arrays then lie in it in order.
         """
         size = packed_size(array.size for array in arrays.values())
-        if into is None and size > self._capacity:
+        if size > self._capacity:
             self._grow(size)
         slot = self._at = (self._at + 1) % _RING
         event = self._copied[slot]

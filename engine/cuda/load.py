@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable
 
@@ -10,14 +11,17 @@ import torch
 from torch import Tensor
 
 from spark_llm.engine.config import EngineSpec
-from spark_llm.engine.cuda.attention_plan import Device
+from spark_llm.engine.cuda.attention_plan import LONG_TILES, Device
 from spark_llm.engine.cuda.decoder import DeviceDecoder
+from spark_llm.engine.cuda.graphs import logits_of_graphs
 from spark_llm.engine.cuda.linear import DenseLinear, Fp8Linear, InvariantLinear, MakeLinear
 from spark_llm.engine.cuda.memory import pool_pages
 from spark_llm.engine.cuda.pool import DevicePool
 from spark_llm.engine.cuda.runner import DeviceRunner
 from spark_llm.engine.cuda.weights import DeviceWeights
 from spark_llm.engine.model.config import ModelConfig
+from spark_llm.engine.model.loader import expected_shapes
+from spark_llm.errors import LlmError
 
 log = logging.getLogger(__name__)
 
@@ -35,24 +39,63 @@ def load_runner(
     *,
     graphs: bool = True,
 ) -> DeviceRunner:
-    """The model on ``device``, ready to run. LLM_NO_MEMORY."""
-    begun = time.monotonic()
+    """The model on ``device``, ready to run.
+
+    LLM_NO_MEMORY; LLM_INVALID_CONFIG for settings that exclude one another.
+    """
+    _check(spec, dtype)
     torch.cuda.set_device(device)
+    try:
+        return _load(spec, config, weights, dtype, device, graphs)
+    except torch.OutOfMemoryError as error:
+        needed = sum(math.prod(shape) for shape in expected_shapes(config).values()) * dtype.itemsize
+        free, _ = torch.cuda.mem_get_info(device)
+        raise LlmError(
+            "LLM_NO_MEMORY",
+            needed=f"more than {needed / 2**20:,.1f} MiB",
+            purpose=f"its weights and largest step on {torch.cuda.get_device_name(device)}",
+            available=f"{free / 2**20:,.1f} MiB",
+            setting="spark.llm.engine.maxBatchTokens",
+        ) from error
+
+
+def _check(spec: EngineSpec, dtype: torch.dtype) -> None:
+    if spec.quantization != "fp8":
+        return
+    if spec.deterministic:
+        expected = "none where spark.llm.engine.deterministic is true"
+        raise LlmError("LLM_INVALID_CONFIG", key="spark.llm.engine.quantization", value="'fp8'", expected=expected)
+    if dtype != torch.bfloat16:
+        expected = "auto or bfloat16 where spark.llm.engine.quantization is fp8"
+        raise LlmError("LLM_INVALID_CONFIG", key="spark.llm.engine.dtype", value=repr(spec.dtype), expected=expected)
+
+
+def _load(
+    spec: EngineSpec,
+    config: ModelConfig,
+    weights: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    device: torch.device,
+    graphs: bool,
+) -> DeviceRunner:
+    begun = time.monotonic()
     head: MakeLinear = InvariantLinear if spec.deterministic else DenseLinear
     layer: MakeLinear = Fp8Linear if spec.quantization == "fp8" else head
     held = DeviceWeights(config, weights, dtype, device, layer=layer, head=head)
-    context_length = spec.context_length or config.context_length
+    context_length = min(spec.context_length or config.context_length, config.context_length)
     layout = layout_for(config, device, page_size=spec.page_size, cascade=not spec.deterministic)
     tiles = (layout.own_tile, layout.shared_tile)
     decoder = DeviceDecoder(config, held, context_length=context_length, dtype=dtype, device=device, tiles=tiles)
     batch_tokens, lanes = batch_limit(spec), lane_limit(spec, context_length)
     step_bytes = _largest_step(decoder, layout, spec, context_length, batch_tokens, lanes)
+    if graphs:
+        step_bytes += logits_of_graphs(lanes) * config.vocab_size * dtype.itemsize
     pages = pool_pages(spec, config, dtype, device, step_bytes)
     pool = DevicePool(
         config, pages=pages, page_size=spec.page_size, lanes=lanes, context_length=context_length,
         dtype=dtype, device=device,
     )  # fmt: skip
-    runner = DeviceRunner(decoder, pool, layout, graphs=graphs)
+    runner = DeviceRunner(decoder, pool, layout, graphs=graphs, most_results=_most_results(lanes, batch_tokens))
     runner.prepare()
     log.info(
         "model %s on %s: %s, K/V pool of %d pages x %d tokens, %d lanes, loaded in %.1f s",
@@ -70,7 +113,8 @@ def layout_for(config: ModelConfig, device: torch.device, *, page_size: int, cas
         kv_heads=config.num_kv_heads,
         page_size=page_size,
         multiprocessors=processors,
-        own_tile=max(16, 1 << (group - 1).bit_length()),
+        # without cascade (deterministic) a token that is computed again, in a prompt now, must have the same bits
+        own_tile=max(16, 1 << (group - 1).bit_length()) if cascade else LONG_TILES[-1],
         cascade=cascade,
         splits=cascade,
     )
@@ -87,6 +131,11 @@ def lane_limit(spec: EngineSpec, context_length: int) -> int:
     return min(spec.max_running_rows or ROWS, max(256, _TABLE_ENTRIES // width))
 
 
+def _most_results(lanes: int, batch_tokens: int) -> int:
+    """Partial attention results of a step that there is room for: four of each row."""
+    return 4 * min(lanes, batch_tokens)
+
+
 def _largest_step(
     decoder: DeviceDecoder, layout: Device, spec: EngineSpec, context_length: int, batch_tokens: int, lanes: int
 ) -> int:
@@ -95,10 +144,10 @@ def _largest_step(
         decoder.config, pages=1, page_size=spec.page_size, lanes=1, context_length=context_length,
         dtype=decoder.dtype, device=decoder.device,
     )  # fmt: skip
+    decoder.reserve_parts(_most_results(lanes, batch_tokens))
     torch.cuda.synchronize(decoder.device)
     torch.cuda.reset_peak_memory_stats(decoder.device)
     before = torch.cuda.memory_allocated(decoder.device)
-    decoder.reserve_parts(4 * min(lanes, batch_tokens))
     DeviceRunner(decoder, pool, layout, graphs=False).profile(batch_tokens, min(lanes, batch_tokens))
     torch.cuda.synchronize(decoder.device)
     peak = torch.cuda.max_memory_allocated(decoder.device) - before

@@ -28,6 +28,13 @@ def pool_pages(spec: EngineSpec, config: ModelConfig, dtype: torch.dtype, device
             needed=f"{max(wanted, page) / 2**20:,.1f} MiB",
             purpose=f"its K/V cache on {torch.cuda.get_device_name(device)}",
             available=f"{max(0, min(available, wanted)) / 2**20:,.1f} MiB",
-            setting="spark.llm.engine.kvCacheMemory" if wanted > available else "spark.llm.engine.pageSize",
+            setting=_culprit(wanted > available, available < page),
         )
     return wanted // page
+
+
+def _culprit(asks_too_much: bool, nothing_left: bool) -> str:
+    """The setting to lower."""
+    if nothing_left:
+        return "spark.llm.engine.maxBatchTokens"
+    return "spark.llm.engine.kvCacheMemory" if asks_too_much else "spark.llm.engine.pageSize"

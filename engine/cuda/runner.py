@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from spark_llm.engine.cuda.attention_plan import FIELDS, Device, Layout, lay_out
+from spark_llm.engine.cuda.attention_plan import FIELDS, LONG_TILES, Device, Layout, lay_out
 from spark_llm.engine.cuda.decoder import DeviceDecoder, DeviceStep
 from spark_llm.engine.cuda.graphs import DecodeGraphs
 from spark_llm.engine.cuda.inputs import Ints, Staging
@@ -19,6 +21,7 @@ from spark_llm.engine.scheduling.plan import StepPlan
 
 # What a lost device raises: every later call fails too, so the process must end, and the next one answers the rows.
 _LOST: tuple[type[Exception], ...] = (torch.AcceleratorError,)
+_PIECE = 1 << 17  # entries of the page table that are told at a time
 _STAGING = 1 << 18  # int32 of inputs at first; grows to what steps need
 
 
@@ -48,15 +51,26 @@ class DevicePending:
 class DeviceRunner:
     """A decoder, its pool and what the host knows of them. Not thread-safe.
 
-    graphs False: every step is launched kernel by kernel.
+    graphs False: every step is launched kernel by kernel. most_results: partial attention results (parts x tokens) that
+    a step may need; one that would need more reads prefixes row by row. None: no limit.
     """
 
     depth = 2
 
-    def __init__(self, decoder: DeviceDecoder, pool: DevicePool, layout: Device, *, graphs: bool = True) -> None:
+    def __init__(
+        self,
+        decoder: DeviceDecoder,
+        pool: DevicePool,
+        layout: Device,
+        *,
+        graphs: bool = True,
+        most_results: int | None = None,
+    ) -> None:
         self.decoder = decoder
         self.pool = pool
         self.layout = layout
+        self._most_results = most_results
+        self._plain = replace(layout, cascade=False, splits=False)
         self._prefixes = SharedPrefixes(pool.lanes)
         self._staging = Staging(_STAGING, decoder.device)
         self._sampler = Sampler(decoder.device)
@@ -81,6 +95,8 @@ class DeviceRunner:
         DeviceLostError: no further step can run.
         """
         try:
+            if self._cuda:
+                torch.cuda.set_device(self.decoder.device)  # a thread's own: another one loaded the model
             return self._launch(plan)
         except _LOST as error:
             raise DeviceLostError(str(error)) from error
@@ -89,15 +105,18 @@ class DeviceRunner:
         step = lay_flat(plan, self._prefixes, self.layout)
         updates = flat_updates(plan.page_updates, self.pool.width)
         layout = lay_out(step.members, step.long_rows, plan.lanes.table, self.layout)
-        logits, lanes = self._forward(step, layout, updates)
+        if self._most_results is not None and layout.most_parts * len(layout.parts) > self._most_results:
+            layout = lay_out(step.members, step.long_rows, plan.lanes.table, self._plain)
+        self._tell_pages(*updates)
+        logits, lanes = self._forward(step, layout)
         tokens = self._sampler.sample(logits, step.sampling)
         self.pool.last_tokens.index_copy_(0, lanes, tokens)
         return self._bring_back(tokens, step.answer_order)
 
-    def _forward(self, step: HostStep, layout: Layout, updates: tuple[Ints, Ints]) -> tuple[Tensor, Tensor]:
+    def _forward(self, step: HostStep, layout: Layout) -> tuple[Tensor, Tensor]:
         """Logits of the rows that sample, and their lanes (int64), on the device."""
         if self._graphs is not None and step.only_decodes:
-            found = self._graphs.run(step, layout, updates, self._staging, self._write_pages)
+            found = self._graphs.run(step, layout, self._staging)
             if found is not None:
                 return found
         gathers = len(step.last) < len(step.tokens)
@@ -112,11 +131,8 @@ class DeviceRunner:
             "parts": layout.parts,
             "last": step.last,
             "sample_lanes": step.lanes[step.last],
-            "update_at": updates[0],
-            "update_page": updates[1],
         }
         views = self._staging.upload(arrays)
-        self._write_pages(views["update_at"], views["update_page"])
         decodes = step.decodes
         if decodes:
             views["tokens"][:decodes] = self.pool.last_tokens.index_select(0, views["lanes"][:decodes])
@@ -141,9 +157,12 @@ class DeviceRunner:
         )
         return logits, views["sample_lanes"].long()
 
-    def _write_pages(self, at: Tensor, page: Tensor) -> None:
-        if len(at):
-            self.pool.table.view(-1).index_copy_(0, at.long(), page)
+    def _tell_pages(self, at: Ints, pages: Ints) -> None:
+        """Write to the device's page table, in pieces: a step of many rows over long prefixes has millions."""
+        for begin in range(0, len(at), _PIECE):
+            piece = slice(begin, begin + _PIECE)
+            views = self._staging.upload({"at": at[piece], "pages": pages[piece]})
+            self.pool.table.view(-1).index_copy_(0, views["at"].long(), views["pages"])
 
     def _bring_back(self, tokens: Tensor, order: npt.NDArray[np.int64]) -> DevicePending:
         host = torch.empty(len(tokens), dtype=torch.int32, pin_memory=self._cuda)
@@ -168,3 +187,25 @@ class DeviceRunner:
             last=views["last"] if samples < tokens else None,
         )  # fmt: skip
         self._sampler.sample(self.decoder.forward(step, self.pool), None)
+        for long_tile in LONG_TILES:
+            self._try_attention(long_tile)
+
+    def _try_attention(self, long_tile: int) -> None:
+        """A step of one item of each kind: what cannot run here fails when the engine starts, and is compiled then."""
+        scratch = self.pool.scratch_lane
+        arrays = {
+            "zeros": np.zeros(2, np.int32),
+            "lanes": np.full(2, scratch, np.int32),
+            "own": np.array([[0, 1, scratch, 0, 1, -1, 0, 0]], np.int32),
+            "shared": np.array([[0, 1, scratch, 0, 1, -1, 1, 0]], np.int32),
+            "long": np.array([[1, 1, scratch, 0, 1, 0, 0, 1]], np.int32),
+            "parts": np.array([2], np.int32),
+        }
+        views = self._staging.upload(arrays)
+        self.decoder.reserve_parts(2)
+        step = DeviceStep(
+            tokens=views["zeros"], positions=views["zeros"], lanes=views["lanes"], order=views["zeros"],
+            own=views["own"], shared=views["shared"], long=views["long"], parts=views["parts"], most_parts=2, last=None,
+            long_tile=long_tile,
+        )  # fmt: skip
+        self.decoder.forward(step, self.pool)

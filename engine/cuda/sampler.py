@@ -14,6 +14,8 @@ from torch import Tensor
 from spark_llm.engine.scheduling.row import Row
 from spark_llm.kernels.sampling import sample
 
+_ALL_TOKENS = 2**31 - 1  # as top_k: more than any vocabulary
+
 
 @dataclass(slots=True)
 class Sampling:
@@ -35,7 +37,7 @@ def sampling_of(rows: Sequence[Row], positions: npt.NDArray[np.int64]) -> Sampli
     return Sampling(
         temperature=np.array([p.temperature for p in params], np.float32),
         top_p=np.array([p.top_p for p in params], np.float32),
-        top_k=np.array([p.top_k for p in params], np.int32),
+        top_k=np.array([min(p.top_k, _ALL_TOKENS) for p in params], np.int32),
         seed=np.array([(row.request.seed or 0) & (2**64 - 1) for row in rows], np.uint64).view(np.int64),
         position=(positions + 1 - np.array([row.num_prompt for row in rows])).astype(np.int32),
     )

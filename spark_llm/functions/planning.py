@@ -67,7 +67,7 @@ class Planner:
         spark = session.sparkContext()
         application = str(spark.applicationId())
         engines = _engines(spark)
-        engine = speed.engine_name(conf.model, conf.dtype, conf.threads, str(spark.master()))
+        engine = speed.engine_name(conf.model, _arithmetic(conf), conf.device, conf.threads, str(spark.master()))
         measured = self._speed.of(application, engine, engines)
 
         def lengths(model: str | None) -> Lengths:
@@ -154,6 +154,11 @@ class _Speed:
             if measured is not None and len(names) == 1:
                 [(engine, engines)] = names.items()
                 speed.remember(engine, measured / engines)
+
+
+def _arithmetic(conf: LlmConf) -> str:
+    """What decides how fast a device computes, beside the device."""
+    return f"{conf.dtype}{' fp8' * (conf.quantization == 'fp8')}{' deterministic' * conf.deterministic}"
 
 
 def _engines(spark: Jvm) -> int:

@@ -11,7 +11,7 @@ import pytest
 
 from spark_llm import speed
 
-NAME = speed.engine_name("default", "auto", 0, "local[2]")
+NAME = speed.engine_name("default", "auto", "auto", 0, "local[2]")
 
 
 @pytest.fixture(autouse=True)
@@ -81,10 +81,11 @@ def test_few_speeds_are_kept(file: Path) -> None:
 def test_what_makes_engines_alike() -> None:
     names = {
         NAME,
-        speed.engine_name("other", "auto", 0, "local[2]"),
-        speed.engine_name("default", "float32", 0, "local[2]"),
-        speed.engine_name("default", "auto", 1, "local[2]"),
-        speed.engine_name("default", "auto", 0, "spark://host:7077"),
+        speed.engine_name("other", "auto", "auto", 0, "local[2]"),
+        speed.engine_name("default", "float32", "auto", 0, "local[2]"),
+        speed.engine_name("default", "auto", "cuda", 0, "local[2]"),
+        speed.engine_name("default", "auto", "auto", 1, "local[2]"),
+        speed.engine_name("default", "auto", "auto", 0, "spark://host:7077"),
     }
-    assert len(names) == 5
-    assert speed.engine_name("default", "auto", 0, "local[*]") == NAME
+    assert len(names) == 6
+    assert speed.engine_name("default", "auto", "auto", 0, "local[*]") == NAME
