@@ -43,7 +43,7 @@ def load_runner(
 
     LLM_NO_MEMORY; LLM_INVALID_CONFIG for settings that exclude one another.
     """
-    _check(spec, dtype)
+    check_settings(spec, dtype)
     torch.cuda.set_device(device)
     try:
         return _load(spec, config, weights, dtype, device, graphs)
@@ -59,7 +59,8 @@ def load_runner(
         ) from error
 
 
-def _check(spec: EngineSpec, dtype: torch.dtype) -> None:
+def check_settings(spec: EngineSpec, dtype: torch.dtype) -> None:
+    """LLM_INVALID_CONFIG for settings that exclude one another."""
     if spec.quantization != "fp8":
         return
     if spec.deterministic:

@@ -70,7 +70,7 @@ class Model:
 
     def device_engine(
         self, device: str, *, page_size: int = 1, slots: int = 1024, cascade: bool = True, batch: int = 32,
-        linear: MakeLinear = DenseLinear,
+        linear: MakeLinear = DenseLinear, most_results: int | None = None,
     ) -> Engine:  # fmt: skip
         place = torch.device(device)
         weights = DeviceWeights(self.config, self.copies(), torch.float32, place, layer=linear, head=linear)
@@ -87,7 +87,7 @@ class Model:
             self.config, pages=pages, page_size=page_size, lanes=LANES, context_length=CONTEXT, dtype=torch.float32,
             device=place,
         )  # fmt: skip
-        runner = DeviceRunner(decoder, pool, layout)
+        runner = DeviceRunner(decoder, pool, layout, most_results=most_results)
         runner.prepare()
         spec = EngineSpec(
             page_size=page_size, max_batch_tokens=batch, max_running_rows=LANES, context_length=CONTEXT,
@@ -223,3 +223,21 @@ def test_the_deterministic_mode_answers_the_same(model: Callable[[str], Model], 
     tested = model("qwen2")
     engine = tested.device_engine(device, cascade=False, linear=InvariantLinear)
     assert answer(engine, requests(3, 2)) == answer(tested.cpu_engine(), requests(3, 2))
+
+
+def test_a_step_without_room_for_partial_results_has_none(
+    model: Callable[[str], Model], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tested = model("qwen2")
+    parts: list[Any] = []
+    forward = DeviceDecoder.forward
+
+    def recorded(decoder: DeviceDecoder, step: Any, pool: DevicePool) -> Any:
+        parts.append(step.parts)
+        return forward(decoder, step, pool)
+
+    monkeypatch.setattr(DeviceDecoder, "forward", recorded)
+    engine = tested.device_engine(device, most_results=0)
+    assert answer(engine, requests(4, 2)) == answer(tested.cpu_engine(), requests(4, 2))
+    assert parts
+    assert all(part is None for part in parts)
