@@ -20,7 +20,8 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-REMEMBERED_ROWS = 1 << 17  # left rows of a task; one that is forgotten begins anew
+# left rows of a task, beside those of windows in flight; one that is forgotten begins anew
+REMEMBERED_ROWS = 1 << 17
 
 
 @dataclass(slots=True, eq=False)
@@ -111,7 +112,9 @@ class FirstMatches:
         row = self._rows.setdefault(number, _LeftRow())
         self._rows.move_to_end(number)
         if len(self._rows) > self._remembered:
-            self._rows.popitem(last=False)
+            oldest, forgotten = self._rows.popitem(last=False)
+            if forgotten.window is not None:  # windows wait for the end of its turn
+                self._rows[oldest] = forgotten
         return row
 
     def _release(self, pairs: PairWindow, place: int) -> None:

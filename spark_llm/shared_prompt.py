@@ -28,6 +28,7 @@ _LINE = re.compile(
     r"(?:\**[:=]\**|\**[.)]\**(?=\s|$)|\s+[-–—](?=\s)|(?<=[)\]])(?=\s))\s*(?P<answer>.*?)\s*",
     re.IGNORECASE,
 )
+_INNER = re.compile(r"(?:^|[\s,;|(])(\d{1,3})\s*[:.)](?=\s|$)")  # a row's number within a line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +136,9 @@ def answers(text: str, rows: int, is_cut: bool, stop: Sequence[str] = ()) -> lis
             found[last] = match["answer"]
     if is_cut and last is not None:
         unsure.add(last)
+    for row, answer in enumerate(found):  # a line that goes on with the answers about other rows
+        if answer and any(0 < int(n) <= rows and found[int(n) - 1] is None for n in _INNER.findall(answer)):
+            unsure.add(row)
     return [None if row in unsure or not answer else _ended(answer, stop) for row, answer in enumerate(found)]
 
 

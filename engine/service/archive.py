@@ -34,6 +34,7 @@ _MOST_MERGED = 1024  # so many at a time,
 _MERGED_ANSWERS = 4096  # into segments of so many answers
 _FORGOTTEN_SECONDS = 3600.0  # after which a file that was never committed is of an engine that died
 _READERS = 8  # segments read at a time
+_LISTINGS = 3  # of the folder, while segments are merged under the reader's eyes
 _FAILURES = (OSError, pa.ArrowException, ValueError)
 
 
@@ -91,27 +92,36 @@ class Archive:
         Not those with answers from before ``cleared`` (seconds since 1970). Raises LLM_CACHE_UNAVAILABLE.
         """
         with self._refreshing:
-            with self._lock:
-                before = [(known.name, number) for number, known in enumerate(self._known) if known.rows]
-            try:
-                listed = self._files.get_file_info(pafs.FileSelector(self._folder))
-            except _FAILURES as error:
-                raise self._unavailable(error) from error
-            times = {info.base_name: segments.given_at(info.base_name) for info in listed}
-            self._forget([number for name, number in before if name not in times])
-            with self._lock:
-                room = most_bytes // ENTRY_BYTES - len(self._index)
-                new = [(at, name) for name, at in times.items() if at is not None and name not in self._names]
-            new = sorted(((at, name) for at, name in new if at >= cleared), reverse=True)
-            with ThreadPoolExecutor(_READERS) as readers:
-                for (at, name), keys in zip(new, readers.map(self._read_keys, (name for _, name in new)), strict=True):
-                    room -= len(keys) // DIGEST_BYTES
-                    if room < 0:
-                        log.warning(
-                            "%s has more answers than the memory of its index: the oldest are not used", self.path
-                        )
-                        return
-                    self._add(name, at, keys)
+            for _ in range(_LISTINGS):
+                if self._take_new(most_bytes, cleared):
+                    return
+
+    def _take_new(self, most_bytes: int, cleared: float) -> bool:
+        """Lists the folder and reads what is new; False: a segment went meanwhile, into one that the list lacks."""
+        with self._lock:
+            before = [(known.name, number) for number, known in enumerate(self._known) if known.rows]
+        try:
+            listed = self._files.get_file_info(pafs.FileSelector(self._folder))
+        except _FAILURES as error:
+            raise self._unavailable(error) from error
+        times = {info.base_name: segments.given_at(info.base_name) for info in listed}
+        self._forget([number for name, number in before if name not in times])
+        with self._lock:
+            room = most_bytes // ENTRY_BYTES - len(self._index)
+            new = [(at, name) for name, at in times.items() if at is not None and name not in self._names]
+        new = sorted(((at, name) for at, name in new if at >= cleared), reverse=True)
+        is_current = True
+        with ThreadPoolExecutor(_READERS) as readers:
+            for (at, name), keys in zip(new, readers.map(self._read_keys, (name for _, name in new)), strict=True):
+                if keys is None:
+                    is_current = False
+                    continue
+                room -= len(keys) // DIGEST_BYTES
+                if room < 0:
+                    log.warning("%s has more answers than the memory of its index: the oldest are not used", self.path)
+                    return True
+                self._add(name, at, keys)
+        return is_current
 
     def find(self, digests: Sequence[bytes], cleared: float, most_bytes: int) -> dict[int, StoredAnswer]:
         """Position in ``digests`` -> answer, for those that are known and not from before ``cleared``.
@@ -212,14 +222,16 @@ class Archive:
                 self._files.delete_file(path)
             log.info("deleted %s", path)
 
-    def _read_keys(self, name: str) -> bytes:
+    def _read_keys(self, name: str) -> bytes | None:
+        """The digests of a segment's answers: none of a damaged one; None of one that is not there any more."""
         try:
             return segments.read_keys(self._files, f"{self._folder}/{name}")
         except FileNotFoundError:
             log.info("segment %s was deleted", name)
+            return None
         except BadSegment as error:
             log.warning("a segment is skipped: %s", error)
-        return b""
+            return b""
 
     def _add(self, name: str, at: float, keys: bytes) -> None:
         with self._lock:

@@ -57,7 +57,7 @@ def _layout(call: Call, join: Node, columns: Node, values: Node, context: Contex
     fields: list[Expression] = [renamed(field, columns, values) for field in call.fields]
     left_side, right_side = items(join.children())
     left = tuple(number for number, field in enumerate(fields) if catalyst.has_input(field, left_side))
-    if len(left) == len(fields) or not all(catalyst.has_input(field, join) for field in fields):
+    if not left or len(left) == len(fields) or not all(catalyst.has_input(field, join) for field in fields):
         return None
     if all(catalyst.has_input(field, right_side) for field in fields):
         return None

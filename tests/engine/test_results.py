@@ -320,6 +320,28 @@ def test_two_engines_that_merge_the_same_lose_nothing(tmp_path: Path) -> None:
     assert fresh.num_segments == 1
 
 
+def test_a_reader_under_whose_eyes_segments_are_merged_finds_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, reader = (Archive(str(tmp_path), "m") for _ in range(2))
+    count = archive.MOST_SMALL + 6
+    for n in range(count):
+        put(writer, range(n, n + 1), 1e6 + n)
+    read_keys, merged = segments.read_keys, []
+
+    def merging(files: object, path: str) -> bytes:
+        if not merged:
+            merged.append(path)
+            writer.merge(0.0)
+        return read_keys(files, path)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(archive, "_READERS", 1)
+    monkeypatch.setattr(archive.segments, "read_keys", merging)
+    reader.refresh(MB, 0.0)
+    assert merged
+    assert len(found_in(reader, range(count))) == count
+
+
 def test_what_is_damaged_or_cleared_is_not_merged(tmp_path: Path) -> None:
     one = Archive(str(tmp_path), "m")
     for n in range(archive.MOST_SMALL + 2):

@@ -116,6 +116,9 @@ def test_lines_are_known_in_many_forms(text: str) -> None:
     [
         ("", [None, None, None]),
         ("yes", [None, None, None]),
+        ("1: yes, 2: no, 3: yes", [None, None, None]),
+        ("1) yes; 2) no\n3) yes", [None, None, "yes"]),
+        ("1: yes\n2: no\n3: at 2: pm", ["yes", "no", "at 2: pm"]),
         ("yes\nno\nno", [None, None, None]),
         ("1: yes\n3: no", ["yes", None, "no"]),
         ("1: yes\n2: no\n2: yes\n3: no", ["yes", None, "no"]),

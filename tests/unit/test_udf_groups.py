@@ -479,6 +479,30 @@ def test_left_rows_have_their_rounds_side_by_side() -> None:
     assert len({(int(value) - 1) // 8 for _, value in engine.asked[:250]}) == 250
 
 
+@given(st.data(), st.integers(1, 3))
+def test_a_task_that_forgets_left_rows_gets_all_windows_done(data: st.DataObject, remembered: int) -> None:
+    matches = FirstMatches(remembered=remembered)
+    ids = st.lists(st.integers(0, 5), min_size=1, max_size=6)
+    windows = [matches.window(np.array(drawn)) for drawn in data.draw(st.lists(ids, min_size=2, max_size=5))]
+    alive = [np.ones(len(window.left), np.bool_) for window in windows]
+    asked: dict[int, np.ndarray] = {}
+    for _ in range(200):
+        for number, window in enumerate(windows):
+            if number not in asked and window.stuck != matches.changes:
+                turn = matches.next_round(window, alive[number])
+                if turn.any():
+                    asked[number] = turn
+        waiting = [n for n, window in enumerate(windows) if (alive[n] & ~window.had).any() or n in asked]
+        if not waiting:
+            return
+        assert asked, "windows wait for each other"
+        number = data.draw(st.sampled_from(sorted(asked)))
+        hits = np.flatnonzero(asked.pop(number) & alive[number])
+        if len(hits) and data.draw(st.booleans()):
+            matches.found(windows[number], hits[:1], alive[number])
+    raise AssertionError("never done")
+
+
 def test_what_a_task_forgets_of_a_left_row_is_asked_again_at_most() -> None:
     matches = FirstMatches(remembered=1)
     windows = [matches.window(np.array([1, 2, 3, 1, 2, 3])) for _ in range(2)]
