@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_counting import FakeModel, fake_counting_udf, fake_model
+from fake_counting import FakeModel, fake_counting_udf, fake_model, numbered
 from pyspark.errors import PythonException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -28,7 +28,7 @@ class Asks:
     def __init__(self, spark: SparkSession, folder: Path, answers: Callable[[str], str]) -> None:
         self.model = FakeModel(spark, folder)
         self._sink = install(spark).sink
-        self._settings = {"folder": str(folder), "reads_order": True, "answers": answers}
+        self._settings = {"folder": str(folder), "reads_order": True, "answers": answers, "tell": numbered}
 
     def _udf(self, calls: int) -> Any:
         udf = fake_counting_udf(self._sink, {}, calls, **self._settings)  # type: ignore[arg-type]
