@@ -32,11 +32,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## five LLM queries over real tables, with what the engine reused
 	@$(BIN)/python -P -m spark_llm.demo
 
+# Tests that run models in their own process, a thread each so that two of them do not share cores.
+IN_PROCESS := $(addprefix tests/engine/,test_exact_*.py test_text_*.py test_loader.py test_rollback.py)
+
 # Two Sparks side by side, and two processes for what needs none; engines and their faults alone, as they count
 # processes and measure what fits.
 test: $(STAMP) ## the test suite, but for what `make test-all` adds
-	@$(BIN)/pytest -n 2 tests/unit tests/kernels
-	@$(BIN)/pytest tests/engine tests/faults
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests/unit tests/kernels $(IN_PROCESS)
+	@$(BIN)/pytest tests/engine tests/faults $(IN_PROCESS:%=--ignore-glob=%)
 	@$(BIN)/pytest -n 2 --dist loadfile -m "not slow" tests/spark
 
 test-all: test ## and the long comparisons of rules on and off

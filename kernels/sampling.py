@@ -112,8 +112,8 @@ def _scaled(value, best, temperature):
 
 @triton.jit
 def _key(value, UNUSED: tl.constexpr):
-    """An unsigned number in the order of the logits."""
-    bits = value.to(tl.uint32, bitcast=True)
+    """An unsigned number in the order of the logits; the two zeros have one."""
+    bits = tl.where(value == 0, 0.0, value).to(tl.uint32, bitcast=True)
     return tl.where(bits >> 31 != 0, bits ^ 0xFFFFFFFF, bits | 0x80000000) >> UNUSED
 
 

@@ -108,7 +108,8 @@ def test_parts_merge_as_defined(
     assert found[:tokens].isnan().all(-1).all(-1).tolist() == [count <= 1 for count in parts]
     # at a spread of 2,000 the lse itself is exact to 1e-4
     atol = CLOSE[dtype] + spread * 1e-6
-    torch.testing.assert_close(found, expected, rtol=0, atol=atol, equal_nan=True)
+    rtol = 2**-7 if dtype == torch.bfloat16 else 0.0  # a last bit: the interpreter cuts where hardware rounds
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=atol, equal_nan=True)
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -124,7 +124,7 @@ def kept_tokens(rows: Rows) -> list[set[int]]:
     sampling._cut[(n,)](
         rows.logits, best, rows.heat, rows.k, rows.p, cut, last_tie, vocabulary, UNUSED=unused, BLOCK=BLOCK
     )
-    bits = rows.logits.float().cpu().numpy().view(np.uint32)
+    bits = (rows.logits.float().cpu().numpy() + np.float32(0.0)).view(np.uint32)  # -0 + 0 is 0
     keys = np.where(bits >> 31, ~bits, bits | 0x80000000) >> unused
     kept = keys > cut.cpu().numpy()[:, None]
     tied = (keys == cut.cpu().numpy()[:, None]) & (np.arange(vocabulary) <= last_tie.cpu().numpy()[:, None])
