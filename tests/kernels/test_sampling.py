@@ -131,7 +131,7 @@ def kept_tokens(rows: Rows) -> list[set[int]]:
     return [set(np.flatnonzero(row).tolist()) for row in kept | tied]
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(
     vocabulary=st.sampled_from([1, 2, 30, 31, BLOCK + 40]), dtype=st.sampled_from(FLOATS), seed=st.integers(0, 99),
     step=st.sampled_from([0.0, 0.5, 2.0]), k=st.lists(st.integers(0, 33), min_size=6, max_size=6),
