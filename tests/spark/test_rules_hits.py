@@ -53,6 +53,7 @@ def ask(model: FakeModel, table: DataFrame, partitions: int) -> DataFrame:
     return df
 
 
+@pytest.mark.slow
 def test_groups_of_500_rows_and_one_value_with_half_of_them(model: FakeModel) -> None:
     """40,000 rows, each twice, from 200 partitions to 200."""
     table = model.spark.range(0, 40_000, 1, 200).selectExpr(

@@ -526,6 +526,7 @@ def test_notes_say_what_was_done_and_why_not(echo: SparkSession) -> None:
     assert found["q", False] == "a condition around it is not deterministic"
 
 
+@pytest.mark.slow
 def test_a_chain_of_many_calls_stays_small(digits: Digits) -> None:
     """Each call of a chain waits for all before it, whose masks are not copied into each other without end."""
     chain = " AND ".join(f"llm('p{number}', id) < 'e'" for number in range(14))

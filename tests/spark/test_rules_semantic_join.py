@@ -331,6 +331,7 @@ def test_pairs_that_the_user_spread_over_tasks_are_still_right(unordered_model: 
             assert found == Counter(map(tuple, spark.sql(query).collect()))
 
 
+@pytest.mark.slow
 def test_several_calls_stop_at_the_first_match_of_all(unordered_model: FakeModel) -> None:
     spark = unordered_model.spark
     pair_tables(spark)
