@@ -24,7 +24,6 @@ from gpu_fused_cases import (
     activation_cases,
     candidate_case,
     copies,
-    gather_case,
     norm_cases,
     normal,
     rope_case,
@@ -133,7 +132,7 @@ def main() -> None:
             run([rope_case(tokens, heads, kv_heads, dim, *variant) for variant in variants], tokens * width * 2)
         head = normal(VOCABULARY, hidden)
         for rows in SEQUENCES:
-            run([candidate_case(rows, hidden, head), gather_case(rows, hidden)], BEYOND_CACHE)
+            run([candidate_case(rows, hidden, head)], BEYOND_CACHE)
     for rows in SEQUENCES:
         run(sampling_cases(rows), rows * VOCABULARY * 2)
     if arguments.json:

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from spark_llm.kernels.activation import silu_and_mul, silu_and_mul_reference
 from spark_llm.kernels.candidates import candidate_logits, candidate_logits_reference
-from spark_llm.kernels.gather import gather_rows
 from spark_llm.kernels.norm import add_rms_norm, add_rms_norm_reference
 from spark_llm.kernels.quantize import quantize_channels_reference, quantize_fp8
 from spark_llm.kernels.rope import rope_and_store, rope_reference
@@ -234,14 +233,3 @@ def candidate_case(rows: int, hidden: int, head: Tensor, count: int = 16) -> Cas
         "candidate_logits", f"{rows} x {hidden}, {count} of 8 sets", 2.0 * rows * hidden * (count + 1),
         lambda i: lambda: candidate_logits(states, head, candidates), lambda i: lambda: F.linear(states, head), check,
     )  # fmt: skip
-
-
-def gather_case(rows: int, hidden: int) -> Case:
-    source = normal(max(8192, 2 * rows), hidden)
-    index = torch.randperm(len(source), device="cuda")[:rows].int()
-
-    def check() -> None:
-        assert torch.equal(gather_rows(source, index), source[index.long()])
-
-    ours = lambda i: lambda: gather_rows(source, index)  # noqa: E731
-    return Case("gather_rows", f"{rows} x {hidden}", 4.0 * rows * hidden, ours, None, check)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from pathlib import Path
 
 import torch
 from gpu_run_ours import run
-from gpu_workload import WORKLOADS, write_model
+from gpu_workload import FOLDER, WORKLOADS, write_model
 from torch.profiler import ProfilerActivity, profile
 
 from spark_llm.engine.config import EngineSpec
@@ -24,11 +23,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="1b")
     parser.add_argument("--workloads", default="A")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/gpu_engine"))
     parser.add_argument("--quantization", default="none")
     arguments = parser.parse_args()
     spec = EngineSpec(
-        model=f"dummy:{write_model(arguments.shape, arguments.folder)}",
+        model=f"dummy:{write_model(arguments.shape, FOLDER)}",
         device="cuda",
         dtype="bfloat16",
         context_length=2304,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import logging
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
-from gpu_workload import WORKLOADS, in_order, write_model
+from gpu_workload import WORKLOADS, in_order, runner_arguments, write_model
 
 from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.core import Engine
@@ -39,17 +37,11 @@ def run(engine: Engine, prompts: list[object], out: int, reuse: bool) -> tuple[f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", default="1b")
-    parser.add_argument("--workloads", default="A,B")
-    parser.add_argument("--orders", default="sorted")
-    parser.add_argument("--repeat", type=int, default=2)
-    parser.add_argument("--no-cache", action="store_true")
+    parser = runner_arguments(__doc__)
     parser.add_argument("--quantization", default="none")
     parser.add_argument("--batch-tokens", type=int, default=0)
     parser.add_argument("--page-size", type=int, default=1)
     parser.add_argument("--deterministic", action="store_true")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/gpu_engine"))
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     wanted = [WORKLOADS[name] for name in arguments.workloads.split(",")]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
-from pathlib import Path
 
 import numpy as np
-from gpu_workload import WORKLOADS, in_order, write_model
+from gpu_workload import WORKLOADS, in_order, runner_arguments, write_model
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -18,14 +16,7 @@ os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", default="1b")
-    parser.add_argument("--workloads", default="A,B")
-    parser.add_argument("--orders", default="sorted")
-    parser.add_argument("--repeat", type=int, default=2)
-    parser.add_argument("--no-cache", action="store_true")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/gpu_engine"))
-    arguments = parser.parse_args()
+    arguments = runner_arguments(__doc__).parse_args()
     import torch
     import vllm
     from vllm import LLM, SamplingParams

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int32]
 
 VOCABULARY = 128_256
+FOLDER = Path(tempfile.gettempdir()) / "spark-llm-shapes"  # of the models' configurations
 _LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -101,6 +104,18 @@ def in_order(prompts: list[Ints], order: str, seed: int = 1) -> list[Ints]:
         return prompts
     places = np.random.default_rng(seed).permutation(len(prompts))
     return [prompts[place] for place in places]
+
+
+def runner_arguments(description: str | None) -> argparse.ArgumentParser:
+    """What the runners of all engines are told."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--shape", default="1b")
+    parser.add_argument("--workloads", default="A,B")
+    parser.add_argument("--orders", default="sorted")
+    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--no-cache", action="store_true")
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    return parser
 
 
 def write_model(shape: str, folder: Path) -> Path:

@@ -13,7 +13,6 @@ from spark_llm.engine.cuda.weights import DeviceWeights
 from spark_llm.engine.model.config import ModelConfig
 from spark_llm.engine.model.rope import frequencies
 from spark_llm.kernels.activation import silu_and_mul
-from spark_llm.kernels.gather import gather_rows
 from spark_llm.kernels.norm import add_rms_norm
 from spark_llm.kernels.paged_attention import attend, merge_parts
 from spark_llm.kernels.rope import rope_and_store
@@ -95,7 +94,8 @@ class DeviceDecoder:
             )  # fmt: skip
             attended = self._attend(step, q, k_pool, v_pool, pool).view(len(q), -1)
             if index == last and step.last is not None:
-                attended, residual = gather_rows(attended, step.last), gather_rows(residual, step.last)
+                # torch's own gather: a kernel of ours has nothing to fuse here
+                attended, residual = attended.index_select(0, step.last), residual.index_select(0, step.last)
                 normed = torch.empty_like(residual)
             add_rms_norm(layer.o(attended), residual, layer.post_norm, eps, normed)
             gate_up = layer.gate_up(normed)

@@ -70,8 +70,6 @@ class Lanes:
         self._joined: list[int] = []
         self._left = False
         self._entered = 0
-        self._version = 0
-        self._latest: Ints = self._decoding  # the lanes that the latest step decodes
 
     @property
     def free(self) -> int:
@@ -198,13 +196,6 @@ class Lanes:
         pages: Ints = self.table.reshape(-1)[self._places(lanes, firsts, counts)]
         self.told[lanes] = self.num_pages[lanes]
         return PageUpdates(lanes, firsts.astype(np.int32), counts.astype(np.int32), pages)
-
-    def version_of(self, decode: Ints, updates: PageUpdates) -> int:
-        """A number that is another than that of the step before if pages were told or other lanes decode."""
-        if len(updates) or not np.array_equal(decode, self._latest):
-            self._version += 1
-            self._latest = decode
-        return self._version
 
     def retell(self, updates: PageUpdates) -> None:
         """Whoever was told may not have heard it."""

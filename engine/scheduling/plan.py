@@ -26,7 +26,6 @@ class StepPlan:
     decode: int32 [d], lanes that compute one token each, at ``positions`` (int32 [d]): the one sampled last, which
     the host may not know yet.
     page_updates: what the lanes' page tables have got since the plan before; a lane whose row is new begins at 0.
-    version: as long as it stays the same, so do the lanes in ``decode``, their order, and every page table.
     alone: one row of a step that failed, by itself. generations: of the lanes in ``sampling`` and ``decode``.
     held: nodes whose rows left while the step was in flight; it holds their locks until it is done.
     """
@@ -39,7 +38,6 @@ class StepPlan:
     positions: Ints = field(default_factory=_none)
     generations: Wide = field(default_factory=lambda: np.empty(0, np.int64))
     page_updates: PageUpdates = NO_UPDATES
-    version: int = 0
     alone: bool = False
     held: list[Node] = field(default_factory=list)
 
@@ -52,7 +50,6 @@ class StepPlan:
         self.sampling = np.array([s.lane for s in self.rows if s.samples], np.int32)
         self.generations = lanes.generation[np.concatenate([self.sampling, decode])]
         self.page_updates = lanes.updates()
-        self.version = lanes.version_of(decode, self.page_updates)
 
     @property
     def num_tokens(self) -> int:

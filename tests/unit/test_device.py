@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pyspark
 import pytest
 import torch
 
-from spark_llm.config import LlmConf
+from spark_llm.config import LlmConf, from_task
 from spark_llm.engine.cuda.device import choose_device, device_dtype
 from spark_llm.errors import LlmError
 
@@ -57,3 +60,45 @@ def test_devices_as_users_write_them(text: str, device: str) -> None:
 def test_other_texts_are_no_devices(text: str) -> None:
     with pytest.raises(LlmError, match="LLM_INVALID_CONFIG"):
         LlmConf.parse({"spark.llm.engine.device": text})
+
+
+class FakeTaskContext:
+    """A task with one setting and, perhaps, GPUs that Spark gave it."""
+
+    def __init__(self, device: str, addresses: list[str]) -> None:
+        self._device = device
+        self._addresses = addresses
+
+    def getLocalProperty(self, key: str) -> str | None:
+        return {"spark.llm.engine.device": self._device, "spark.master": "local[2]"}.get(key)
+
+    def resources(self) -> dict[str, SimpleNamespace]:
+        return {"gpu": SimpleNamespace(addresses=self._addresses)} if self._addresses else {}
+
+
+def task(monkeypatch: pytest.MonkeyPatch, device: str, addresses: list[str]) -> None:
+    context = FakeTaskContext(device, addresses)
+    monkeypatch.setattr(pyspark.TaskContext, "get", classmethod(lambda _: context))
+
+
+@pytest.mark.parametrize(
+    ("setting", "addresses", "device"),
+    [
+        ("auto", ["3"], "cuda:3"),
+        ("cuda", ["1", "2"], "cuda:1"),
+        ("cuda:0", ["3"], "cuda:0"),
+        ("cpu", ["3"], "cpu"),
+        ("auto", [], "auto"),
+    ],
+)
+def test_the_gpu_that_spark_gave_the_task(
+    monkeypatch: pytest.MonkeyPatch, setting: str, addresses: list[str], device: str
+) -> None:
+    task(monkeypatch, setting, addresses)
+    assert from_task().device == device
+
+
+def test_a_gpu_without_a_number_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    task(monkeypatch, "auto", ["GPU-1b2c"])
+    with pytest.raises(LlmError, match="GPU-1b2c"):
+        from_task()

@@ -84,7 +84,6 @@ class FakeRunner:
         self.failures: Counter[int] = Counter()  # request id -> failed steps in a row
         self.failed_at: dict[int, int] = {}  # request id -> step that failed last
         self.plans: list[StepPlan] = []
-        self.versions: dict[int, tuple[list[int], dict[int, dict[int, int]]]] = {}
         self.stream: list[FakeStep] = []  # launched and not waited for
         self.landed = 0
 
@@ -123,8 +122,6 @@ class FakeRunner:
             count = -(-(s.start + s.count) // self.page_size)
             ours, theirs = self.table[s.lane], plan.lanes.table[s.lane, :count].tolist()
             assert [ours[column] for column in range(count)] == theirs, "the device's page table is another"
-        seen = (plan.decode.tolist(), {lane: dict(self.table[lane]) for lane in plan.decode.tolist()})
-        assert self.versions.setdefault(plan.version, seen) == seen, "a version means two things"
 
     def write(self, plan: StepPlan, shares: list[Scheduled]) -> list[int]:
         """Tokens and K/V of all rows; the slots that were written."""

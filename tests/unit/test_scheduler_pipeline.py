@@ -183,22 +183,6 @@ def test_page_updates_tell_every_page_once(page_size: int) -> None:
     assert told <= sum(-(-(13 + 7) // page_size) for _ in range(30))
 
 
-def test_a_version_stays_while_nothing_changes() -> None:
-    s = scheduler(400, running=4)
-    for id_ in range(4):
-        s.add(request(id_, [id_, 1, 2], max_tokens=40))
-    versions = []
-    while len(s):
-        planned = s.plan()
-        versions.append((planned.version, len(planned.page_updates)))
-        commit(s, planned, 7)
-    assert versions[2][0] == versions[1][0] + (versions[2][1] > 0)
-    assert len({version for version, _ in versions}) == 3  # filling, pages for 32 tokens, pages for the rest
-    assert all(
-        told == 0 for (version, told), (before, _) in zip(versions[1:], versions, strict=False) if version == before
-    )
-
-
 def test_pages_are_reserved_ahead_only_as_long_as_some_are_free() -> None:
     s = scheduler(100)
     s.add(request(0, [1, 2, 3], max_tokens=90))
