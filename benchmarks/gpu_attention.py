@@ -25,7 +25,7 @@ from triton.runtime.errors import OutOfResources
 from triton.testing import do_bench, do_bench_cudagraph
 
 from spark_llm.engine.cuda.attention_plan import Device, Layout, Members, lay_out
-from spark_llm.kernels.paged_attention import attend, merge_parts
+from spark_llm.kernels.paged_attention import Launch, attend, merge_parts
 
 OUT = Path(__file__).resolve().parent.parent / "artifacts" / "gpu_attention.json"
 HEADS = ((32, 8, 128), (32, 32, 128), (64, 8, 128), (32, 8, 64), (32, 32, 64))
@@ -34,10 +34,12 @@ MOST_CHECKED = 128  # queries of a row
 
 Heads = tuple[int, int, int]  # query heads, kv heads, head size
 Result = dict[str, Any]
-Options = tuple[int, int, int]  # keys a block, warps, stages
 # What the sweep tries: tiles of many queries stand and fall with registers, those of one row with loads in flight.
-WIDE = ((32, 4, 3), (64, 4, 2), (64, 4, 3), (64, 8, 3), (128, 4, 3), (128, 8, 2), (128, 8, 3))
-NARROW = tuple(itertools.product((64, 128), (1, 2, 4), (2, 3, 5)))
+WIDE = [
+    Launch(*o)
+    for o in ((32, 4, 3, 128), (64, 4, 3), (64, 8, 3), (64, 8, 2, 128), (64, 8, 3, 128), (128, 8, 2), (128, 8, 2, 128))
+]
+NARROW = [Launch(*options) for options in itertools.product((32, 64, 128), (1, 2, 4), (2, 3, 5))]
 
 
 class Case:
@@ -86,7 +88,7 @@ class Case:
         self.tiles = {"own": device.own_tile, "shared": SHARED_TILE, "long": self.layout.long_tile}
         self.starts, self.counts = starts, counts
 
-    def run(self, **options: Options) -> None:
+    def run(self, **options: Launch) -> None:
         """options: by kind of items; the usual ones for what is not named."""
         for items, name in self.blocks:
             attend(

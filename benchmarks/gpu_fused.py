@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from gpu_attention import limits
 from gpu_fused_cases import (
     BEYOND_CACHE,
     VOCABULARY,
@@ -105,18 +106,12 @@ def measure(case: Case, sets: int, bandwidth: float) -> Result:
     return result
 
 
-def copy_bandwidth() -> float:
-    source, target = (torch.empty(1 << 30, dtype=torch.uint8, device="cuda") for _ in range(2))
-    return 2 * source.numel() / seconds([lambda: target.copy_(source)])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    bandwidth = copy_bandwidth()
-    print(f"{torch.cuda.get_device_name()}: copy {bandwidth / 1e12:.2f} TB/s")
+    bandwidth, _ = limits()
     results: list[Result] = []
 
     def run(cases: list[Case], size: int) -> None:

@@ -8,6 +8,7 @@ of one kv head lie side by side in a tile, so that K and V are read once for all
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 _LOG2E = 1.4426950408889634
+_INT32_MAX = 2**31 - 1
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -23,7 +25,7 @@ def _attend(
     scale, tokens, width, slot_stride,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr, PAGE: tl.constexpr,
     TILE: tl.constexpr, KEYS: tl.constexpr, EXACT: tl.constexpr, UPCAST: tl.constexpr,
-    GATHERS: tl.constexpr,
+    GATHERS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     item = items + tl.program_id(0).to(tl.int64) * 8
     kv_head = tl.program_id(1)
@@ -63,23 +65,23 @@ def _attend(
     unmasked = start + (seen - start) // KEYS * KEYS
     for at in range(start, unmasked, KEYS):
         keys = at + tl.arange(0, KEYS)
-        slots = _slots(pages, keys, PAGE)
+        slots = _slots(pages, keys, PAGE, WIDE)
         kv_at = slots[:, None] * slot_stride + head_at[None, :]
         k = tl.load(k_pool + kv_at, mask=in_dim[None, :], other=0.0) if DIM != DIM_PADDED else tl.load(k_pool + kv_at)
         v = tl.load(v_pool + kv_at, mask=in_dim[None, :], other=0.0) if DIM != DIM_PADDED else tl.load(v_pool + kv_at)
         scores = _dot(queries, k, EXACT, UPCAST)
-        most, total, sums = _add(scores, v, most, total, sums, scale, EXACT, UPCAST)
+        most, total, sums = _add(scores, v, most, total, sums, scale, EXACT, UPCAST, False)
     for at in range(unmasked, stop, KEYS):
         keys = at + tl.arange(0, KEYS)
         inside = keys < stop
-        slots = _slots(pages, tl.where(inside, keys, start), PAGE)
+        slots = _slots(pages, tl.where(inside, keys, start), PAGE, WIDE)
         kv_at = slots[:, None] * slot_stride + head_at[None, :]
         wanted = inside[:, None] & in_dim[None, :]
         k = tl.load(k_pool + kv_at, mask=wanted, other=0.0)
         v = tl.load(v_pool + kv_at, mask=wanted, other=0.0)
         scores = _dot(queries, k, EXACT, UPCAST)
         scores = tl.where(keys[None, :] < limit[:, None], scores, -float("inf"))
-        most, total, sums = _add(scores, v, most, total, sums, scale, EXACT, UPCAST)
+        most, total, sums = _add(scores, v, most, total, sums, scale, EXACT, UPCAST, True)
 
     result = sums / total[:, None]
     wanted = is_real[:, None] & in_dim[None, :]
@@ -93,10 +95,14 @@ def _attend(
 
 
 @triton.jit
-def _slots(pages, keys, PAGE: tl.constexpr):
+def _slots(pages, keys, PAGE: tl.constexpr, WIDE: tl.constexpr):
     if PAGE == 1:
-        return tl.load(pages + keys).to(tl.int64)
-    return tl.load(pages + keys // PAGE).to(tl.int64) * PAGE + keys % PAGE
+        slots = tl.load(pages + keys)
+    else:
+        slots = tl.load(pages + keys // PAGE) * PAGE + keys % PAGE
+    if WIDE:
+        slots = slots.to(tl.int64)
+    return slots
 
 
 @triton.jit
@@ -109,12 +115,12 @@ def _dot(queries, k, EXACT: tl.constexpr, UPCAST: tl.constexpr):
 
 
 @triton.jit
-def _add(scores, v, most, total, sums, scale, EXACT: tl.constexpr, UPCAST: tl.constexpr):
+def _add(scores, v, most, total, sums, scale, EXACT: tl.constexpr, UPCAST: tl.constexpr, MASKED: tl.constexpr):
     """Online softmax, base 2, of scores yet to be scaled: the scale goes into the exponent's one multiply-add."""
     new = tl.maximum(most, tl.max(scores, 1))
-    # a row that has seen no key yet has no maximum
-    base = tl.where(new == -float("inf"), 0.0, new)
-    base = base * scale
+    base = new * scale
+    if MASKED:  # a row that has seen no key yet has no maximum
+        base = tl.where(new == -float("inf"), 0.0, base)
     weights = tl.exp2(scores * scale - base[:, None])
     shrink = tl.exp2(most * scale - base)
     total = total * shrink + tl.sum(weights, 1)
@@ -155,15 +161,30 @@ def _merge(
     tl.store(out + at * DIM + dims, (sums / total).to(out.dtype.element_ty), mask=in_dim)
 
 
-def _launch_options(tile: int, dim: int, exact: bool) -> tuple[int, int, int]:
-    """Keys a block, warps, stages. exact: float32, whose products take no tensor cores, but registers above all."""
+class Launch(NamedTuple):
+    """keys: of a block. registers: most of a thread; None: what the compiler takes."""
+
+    keys: int
+    warps: int
+    stages: int
+    registers: int | None = None
+
+
+def _launch_options(tile: int, dim: int, exact: bool) -> Launch:
+    """What ran fastest. exact: float32, whose products take no tensor cores, but registers above all.
+
+    128 registers a thread let two programs of 8 warps share a multiprocessor: one's products run during the
+    other's softmax.
+    """
     if exact:
-        return (32 if tile * dim <= 64 * 64 else 16), 8, 2
+        return Launch(32 if tile * dim <= 64 * 64 else 16, 8, 2)
     if dim > 128:  # what fits the shared memory of GPUs older or smaller than a Hopper
-        return 32, (4 if tile <= 16 else 8), 2
+        return Launch(32, 4 if tile <= 16 else 8, 2)
     if tile <= 16:
-        return (64 if dim > 64 else 128), 4, 3
-    return 64, 4, 3
+        return Launch(64 if dim > 64 else 128, 4, 3)
+    if tile <= 64:
+        return Launch(32 if dim > 64 else 64, 4, 3, 128)
+    return Launch(64, 8, 3, 128) if dim > 64 else Launch(128, 8, 2, 128)
 
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -172,7 +193,7 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 def attend(
     q: Tensor, k_pool: Tensor, v_pool: Tensor, table: Tensor, order: Tensor | None, items: Tensor, out: Tensor,
     part_out: Tensor, part_lse: Tensor, *, page_size: int, scale: float, tile: int,
-    options: tuple[int, int, int] | None = None,
+    options: Launch | None = None,
 ) -> None:  # fmt: skip
     """Attention of ``items``: softmax(q k^T * scale) v over the keys that each names.
 
@@ -182,22 +203,22 @@ def attend(
     and 0 does nothing. Its keys are the positions [key_start, key_stop) of the lane; causal -1: all of them for every
     query, else the position of the first query, and query j sees keys up to causal + j. single: the result goes to
     ``out``; else to part ``part`` of part_out float32 [parts, M, heads, D] and part_lse float32 [parts, M, heads] (log
-    base 2), for ``merge_parts``. Every query must see a key. tile: 16 to 128, a power of two. options: keys a block,
-    warps and stages, for measuring others than the usual ones.
+    base 2), for ``merge_parts``. Every query must see a key. tile: 16 to 128, a power of two. options: for measuring
+    others than the usual ones.
     """
     if not len(items):
         return
     _, heads, dim = q.shape
     kv_heads = k_pool.shape[1]
     exact = q.dtype == torch.float32
-    keys, warps, stages = options or _launch_options(tile, dim, exact)
+    keys, warps, stages, registers = options or _launch_options(tile, dim, exact)
     _attend[(len(items), kv_heads)](
         q, k_pool, v_pool, table, items if order is None else order, items, out, part_out, part_lse,
         scale * _LOG2E, part_lse.shape[1] if part_lse.dim() == 3 else 0, table.shape[1], kv_heads * dim,
         HEADS=heads, GROUP=heads // kv_heads, DIM=dim, DIM_PADDED=triton.next_power_of_2(max(16, dim)), PAGE=page_size,
         TILE=tile, KEYS=keys, EXACT=exact, UPCAST=_INTERPRETED and q.dtype == torch.bfloat16,
-        GATHERS=order is not None,
-        num_warps=warps, num_stages=stages,
+        GATHERS=order is not None, WIDE=k_pool.numel() > _INT32_MAX,
+        num_warps=warps, num_stages=stages, maxnreg=registers,
     )  # fmt: skip
 
 

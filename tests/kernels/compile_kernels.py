@@ -32,7 +32,7 @@ from spark_llm.kernels.rope import rope_and_store
 from spark_llm.kernels.sampling import sample
 
 TARGET = GPUTarget("cuda", 90, 32)
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 

@@ -57,7 +57,7 @@ if not torch.cuda.is_available():
 @pytest.fixture(scope="session")
 def device() -> str:
     """Where the tests' tensors are."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(scope="module", autouse=True)
