@@ -26,7 +26,12 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     threads: CPU threads of the forward pass; 0 is every core that this process may use.
     device: ``auto`` takes the GPU that CUDA shows first, if any; ``cpu``, ``cuda`` or ``cuda:N`` is taken as it is.
     quantization: ``fp8`` multiplies the layers' matrices in e4m3, on a GPU that can.
+    tensor_parallel: GPUs that share the model's layers: with ``cuda:N`` N and the following ones, with ``cuda:N,M,...``
+    these.
     deterministic: on a GPU answers do not depend on what else runs, bit by bit; slower.
+    scheduler: who goes next. ``dlpm`` shares the engine among clients by what is computed, and keeps prefixes; ``vtc``
+    shares it by whole prompts; ``lpm`` (longest prefix first) and ``fcfs`` (first come, first served) know no clients.
+    scheduler_quantum: tokens of service that ``dlpm`` gives a client of weight 1 at a time; 0: as many as a step has.
     idle_timeout: seconds without a stream after which the engine ends; 0 is never.
     """
 
@@ -40,7 +45,10 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 0
     device: str = "auto"
     quantization: Literal["none", "fp8"] = "none"
+    tensor_parallel: int = 1
     deterministic: bool = False
+    scheduler: Literal["dlpm", "vtc", "lpm", "fcfs"] = "dlpm"
+    scheduler_quantum: int = 0
     idle_timeout: float = 300.0
     check_invariants: bool = False
 

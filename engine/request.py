@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -29,6 +30,19 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     top_k: int = 0
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+
+
+class Constraint(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer must be, for all rows of a call: decoding chooses among tokens that keep to it only.
+
+    kind: "choices": one of the texts ``choices``. "json_schema", "regex", "grammar": ``text`` is a JSON schema, a
+    regular expression (of Rust's regex crate; it matches the whole answer), or a grammar in llguidance's dialect of
+    Lark, whose rule ``start`` is the answer.
+    """
+
+    kind: Literal["choices", "json_schema", "regex", "grammar"]
+    text: str = ""
+    choices: tuple[str, ...] = ()
 
 
 class FinishReason(enum.StrEnum):
@@ -53,6 +67,20 @@ class Hints:
     shared_tokens: int = 0
 
 
+class Client(msgspec.Struct, frozen=True):
+    """Whom scheduling charges for a row: a user (or pool), and one of the user's queries.
+
+    Users share the engine by their weights (above 0), the queries of one user share alike what it gets.
+    """
+
+    user: str = ""
+    query: str = ""
+    weight: float = 1.0
+
+
+NOBODY = Client()
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One row to answer. ``id`` is unique within the engine; ``prompt`` is int32 of shape [num prompt tokens].
@@ -67,7 +95,7 @@ class Request:
     id: int
     prompt: TokenIds
     params: SamplingParams
-    client: str = ""
+    client: Client = NOBODY
     instruction_tokens: int = 0
     seed: int | None = None
     is_stopped: Callable[[Sequence[int]], bool] | None = None
@@ -82,6 +110,8 @@ class Completion:
     prompt_tokens == cached_tokens + computed_tokens; recomputed_tokens counts, beyond that, what
     preemption or a rolled-back step made the engine compute again.
     ``error`` is (condition, parameters) of spark_llm.errors when finish_reason is ERROR.
+    text: the choice that ``output`` stands for, as it was given; None: the answer is what ``output`` spells.
+    confidence: the choice's probability among the choices; None without choices.
     """
 
     id: int
@@ -93,4 +123,6 @@ class Completion:
     recomputed_tokens: int = 0
     instruction_tokens: int = 0
     error: tuple[str, dict[str, str]] | None = None
+    text: str | None = None
+    confidence: float | None = None
     extra: dict[str, float] = field(default_factory=dict)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.flight as flight
 
 from spark_llm.engine.prefix import shared_with_next
-from spark_llm.engine.request import Completion, FinishReason, Hints, Request
+from spark_llm.engine.request import Client, Completion, FinishReason, Hints, Request
 from spark_llm.engine.service.folding import Claim, Stream
 from spark_llm.engine.service.protocol import StreamOpen
 from spark_llm.errors import LlmError
@@ -104,12 +104,13 @@ class Requests(threading.Thread):
         header, loop = self._header, self._loop
         prompts, instruction_tokens, shared_tokens = self._text.encode_rows(header, batch)
         is_stopped = self._text.stop_checker(header.params.stop)
+        client = Client(header.client, header.query)
         return [
             Request(
                 id=loop.next_id(),
                 prompt=prompt,
                 params=header.params,
-                client=header.client,
+                client=client,
                 instruction_tokens=tokens,
                 seed=seed,
                 is_stopped=is_stopped,

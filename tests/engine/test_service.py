@@ -26,7 +26,7 @@ def test_rows_come_back_with_text_and_counts(service: Service) -> None:
         "instruction_tokens": 5, "cached_tokens": 5, "cached_instruction_tokens": 5, "computed_tokens": 3,
         "recomputed_tokens": 0, "output_tokens": 8, "folded": False, "stored": False,
     }  # fmt: skip
-    assert [(r.seed, r.client, r.params.max_tokens) for r in service.engine.seen] == [(None, "me", 3), (3, "me", 3)]
+    assert [(r.seed, r.client.user, r.params.max_tokens) for r in service.engine.seen] == [(None, "me", 3), (3, "me", 3)]
 
 
 def test_each_batch_may_bring_another_dictionary(service: Service) -> None:
