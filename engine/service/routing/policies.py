@@ -43,10 +43,10 @@ class Whole:
     """A group goes to one engine as a whole; who sent it does not matter."""
 
     def place(self, group: PrefixGroup, missing: list[int], speeds: list[float], loads: Loads) -> list[Part]:
-        engine = self.choose([i for i, speed in enumerate(speeds) if speed], missing, loads)
+        engine = self.choose([i for i, speed in enumerate(speeds) if speed], group, missing, loads)
         return [Part(engine, group.rows, missing[engine] + group.rows * group.row_cost)]
 
-    def choose(self, engines: list[int], missing: list[int], loads: Loads) -> int:
+    def choose(self, engines: list[int], group: PrefixGroup, missing: list[int], loads: Loads) -> int:
         """One of ``engines``."""
         raise NotImplementedError
 
@@ -63,7 +63,7 @@ class RoundRobin(Whole):
     def __init__(self) -> None:
         self._turn = 0
 
-    def choose(self, engines: list[int], missing: list[int], loads: Loads) -> int:
+    def choose(self, engines: list[int], group: PrefixGroup, missing: list[int], loads: Loads) -> int:
         self._turn += 1
         return engines[self._turn % len(engines)]
 
@@ -71,15 +71,20 @@ class RoundRobin(Whole):
 class LeastLoaded(Whole):
     """The engine that has the least to do, whatever it holds."""
 
-    def choose(self, engines: list[int], missing: list[int], loads: Loads) -> int:
+    def choose(self, engines: list[int], group: PrefixGroup, missing: list[int], loads: Loads) -> int:
         return min(engines, key=lambda engine: loads[engine])
 
 
 class LongestPrefix(Whole):
-    """The engine that holds most of the prefix, of several the one with the least to do (Preble, arXiv 2407.00023)."""
+    """The engine that holds most of the prefix if that is more than what is left to compute, else the least loaded one.
 
-    def choose(self, engines: list[int], missing: list[int], loads: Loads) -> int:
-        return min(engines, key=lambda engine: (missing[engine], loads[engine]))
+    Preble's rule (arXiv 2407.00023, E2), without its rebalancing: a prefix stays where it is, whatever waits there.
+    """
+
+    def choose(self, engines: list[int], group: PrefixGroup, missing: list[int], loads: Loads) -> int:
+        best = min(engines, key=lambda engine: (missing[engine], loads[engine]))
+        held = sum(block.tokens for block in group.path) - missing[best]
+        return best if held > missing[best] + group.own_tokens else min(engines, key=lambda engine: loads[engine])
 
 
 class DoubleDeficit:
@@ -150,9 +155,7 @@ class DoubleDeficit:
         for engine, speed in enumerate(speeds):
             if speed and not (contested and account.deficits[engine] <= 0):
                 lacks = missing[engine]
-                # an idle engine makes nobody wait for what it computes again
-                counted = loads[engine] + (2 if loads[engine] > 0 else 1) * lacks / speed
-                queue.append((counted, lacks, engine))
+                queue.append((loads[engine] + 2 * lacks / speed, lacks, engine))
         heapq.heapify(queue)
         return queue
 
