@@ -12,7 +12,7 @@ from workload import SYSTEM, Row
 
 from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.request import SamplingParams
-from spark_llm.engine.service.protocol import REQUEST_SCHEMA, EngineStatus, StreamOpen
+from spark_llm.engine.service.protocol import EngineStatus, StreamOpen, request_rows
 
 KV_MEMORY = 2 << 30  # as the peers get
 
@@ -71,12 +71,10 @@ class Service:
         segments = pa.ListArray.from_arrays(
             pa.array(range(0, 2 * len(rows) + 1, 2), pa.int32()), pa.DictionaryArray.from_arrays(indices, texts)
         )
-        ids, seeds = pa.array(range(len(rows)), pa.int64()), pa.nulls(len(rows), pa.int64())
         header = StreamOpen(params=SamplingParams(max_tokens=max_tokens), system=SYSTEM, instruction_segments=0)
         answers: dict[int, Answer] = {}
         with self.client.stream(header) as stream:
-            columns = [ids, segments, seeds, pa.nulls(len(rows), pa.binary())]
-            stream.send(pa.RecordBatch.from_arrays(columns, schema=REQUEST_SCHEMA))
+            stream.send(request_rows(range(len(rows)), segments))
             while (batch := stream.receive()) is not None:
                 for row in batch.to_pylist():
                     if row["error"]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from spark_llm.call import FieldSpec
-from spark_llm.engine.service.protocol import REQUEST_SCHEMA
+from spark_llm.engine.service.protocol import request_rows
 from spark_llm.field_text import FieldRenderer, instruction_line, whole_text
 
 Ints = npt.NDArray[np.int64]
@@ -90,24 +90,20 @@ def request_batch(
     first_id: int,
     keys: Sequence[bytes] | None = None,
     seeds: Sequence[int] | None = None,
+    choices: Sequence[Sequence[str] | None] | pa.Array | None = None,
 ) -> pa.RecordBatch:
     """The REQUEST_SCHEMA batch that asks ``rows`` of a window, in this order, with ids from ``first_id`` on.
 
     keys: of these rows, for requests that the engine may answer with the answer of an equal one. seeds: of these
-    rows, for draws that repeat.
+    rows, for draws that repeat. choices: of these rows, what their answers may be.
     """
     codes = window.codes[rows]
     used, numbers = np.unique(codes, return_inverse=True)
     indices = pa.array(numbers.reshape(-1).astype(np.int32))
     segments = pa.DictionaryArray.from_arrays(indices, window.dictionary.take(pa.array(used)))
     offsets = pa.array(np.arange(0, codes.size + 1, codes.shape[1], dtype=np.int32))
-    columns = [
-        pa.array(np.arange(first_id, first_id + len(rows), dtype=np.int64)),
-        pa.ListArray.from_arrays(offsets, segments),
-        pa.array(seeds, pa.int64()) if seeds is not None else pa.nulls(len(rows), pa.int64()),
-        pa.array(keys, pa.binary()) if keys is not None else pa.nulls(len(rows), pa.binary()),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=REQUEST_SCHEMA)
+    ids = pa.array(np.arange(first_id, first_id + len(rows), dtype=np.int64))
+    return request_rows(ids, pa.ListArray.from_arrays(offsets, segments), seeds=seeds, keys=keys, choices=choices)
 
 
 def _valid(array: pa.Array) -> npt.NDArray[np.bool_]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from spark_llm.call import FieldSpec
 from spark_llm.canonical import DIGEST_BYTES
-from spark_llm.engine.service.protocol import REQUEST_SCHEMA
+from spark_llm.engine.service.protocol import request_rows
 from spark_llm.field_text import FieldRenderer, instruction_line
 
 _TEMPLATE = b"rows of one prompt, 1"  # another text needs another number: answers are kept under it
@@ -100,13 +100,8 @@ def shared_batch(
     """The REQUEST_SCHEMA batch of these messages, with ids from ``first_id`` on."""
     flat = pa.array([segment for message in messages for segment in message], pa.utf8()).dictionary_encode()
     offsets = np.cumsum([0, *map(len, messages)], dtype=np.int32)
-    columns = [
-        pa.array(np.arange(first_id, first_id + len(messages), dtype=np.int64)),
-        pa.ListArray.from_arrays(pa.array(offsets), flat),
-        pa.array(seeds, pa.int64()) if seeds is not None else pa.nulls(len(messages), pa.int64()),
-        pa.array(keys, pa.binary()) if keys is not None else pa.nulls(len(messages), pa.binary()),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=REQUEST_SCHEMA)
+    ids = pa.array(np.arange(first_id, first_id + len(messages), dtype=np.int64))
+    return request_rows(ids, pa.ListArray.from_arrays(pa.array(offsets), flat), seeds=seeds, keys=keys)
 
 
 def answers(text: str, rows: int, is_cut: bool, stop: Sequence[str] = ()) -> list[str | None]:

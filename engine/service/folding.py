@@ -11,7 +11,7 @@ import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from spark_llm.engine.request import Completion, Request
@@ -213,7 +213,9 @@ class Folding:
 
 def _free_of_cost(completion: Completion) -> Completion:
     """The same answer as a folded row gets it: all that it cost is told elsewhere."""
-    return Completion(completion.id, completion.output, completion.finish_reason, 0, 0, 0, error=completion.error)
+    return replace(
+        completion, prompt_tokens=0, cached_tokens=0, computed_tokens=0, recomputed_tokens=0, instruction_tokens=0
+    )
 
 
 def _size(key: tuple[str, bytes], answer: Completion) -> int:

@@ -13,12 +13,14 @@ dictionary, so build each window's from the segments of that window.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import pyarrow as pa
 
-from spark_llm.engine.request import SamplingParams
+from spark_llm.engine.request import Constraint, SamplingParams
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 REQUEST_SCHEMA = pa.schema(
     [
@@ -27,6 +29,8 @@ REQUEST_SCHEMA = pa.schema(
         pa.field("segments", pa.list_(pa.dictionary(pa.int32(), pa.utf8())), nullable=False),
         pa.field("seed", pa.int64()),  # NULL unless sampling with a seed
         pa.field("key", pa.binary()),  # digest of the row's canonical arguments; NULL: never folded
+        # what the row's answer may be, one of these texts; NULL: the stream's constraint holds
+        pa.field("choices", pa.list_(pa.utf8())),
     ]
 )
 
@@ -47,8 +51,28 @@ ANSWER_SCHEMA = pa.schema(
         pa.field("folded", pa.bool_(), nullable=False),
         # True: the answer comes from the result cache, of this query's past or another's; all token counts are 0
         pa.field("stored", pa.bool_(), nullable=False),
+        # probability of the answer among the choices, by the model's own distribution; NULL where there are none
+        pa.field("confidence", pa.float64()),
     ]
 )
+
+
+def request_rows(
+    ids: Sequence[int] | pa.Array,
+    segments: pa.ListArray,
+    *,
+    seeds: Sequence[int | None] | pa.Array | None = None,
+    keys: Sequence[bytes | None] | pa.Array | None = None,
+    choices: Sequence[Sequence[str] | None] | pa.Array | None = None,
+) -> pa.RecordBatch:
+    """A batch of REQUEST_SCHEMA; a column that is None is NULL in all rows."""
+    columns: dict[str, object] = {"id": ids, "segments": segments, "seed": seeds, "key": keys, "choices": choices}
+    arrays = []
+    for field in REQUEST_SCHEMA:
+        given = columns[field.name]
+        array = pa.nulls(len(segments), field.type) if given is None else given
+        arrays.append(array if isinstance(array, pa.Array) else pa.array(array, field.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=REQUEST_SCHEMA)
 
 
 class ResultCache(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +109,7 @@ class StreamOpen(msgspec.Struct, frozen=True, kw_only=True):
     later_calls: how many further calls of the query will ask, later, prompts that begin with the same
     ``shared_segments`` leading segments as these rows (several calls over the same fields). A hint.
     reuse: False bypasses the prefix cache (the naive baseline).
+    constraint: what all answers keep to, where a row has no choices of its own; None: they are free text.
     cache: the result cache of rows that have a key; None: there is none. budget: None: there is none.
     limit, node: the query needs ``limit`` rows of those that its filter over this call keeps (0: all); tasks ask for
     their windows by the action ``window``, which counts hits by query and node.
@@ -99,6 +124,7 @@ class StreamOpen(msgspec.Struct, frozen=True, kw_only=True):
     later_calls: int = 0
     shared_segments: int = 0
     reuse: bool = True
+    constraint: Constraint | None = None
     cache: ResultCache | None = None
     budget: Budget | None = None
     limit: int = 0

@@ -106,7 +106,8 @@ class Results:
     def keep(self, cache: ResultCache, key: bytes, completion: Completion) -> None:
         """Takes in the answer of a computed row; it must not be a failed one. Never waits."""
         output = np.array(completion.output, np.int32).tobytes()
-        digest, answer = _digest(key), StoredAnswer(output, str(completion.finish_reason), self._clock())
+        digest, reason = _digest(key), str(completion.finish_reason)
+        answer = StoredAnswer(output, reason, self._clock(), completion.text, completion.confidence)
         self._remember(cache, digest, answer)
         if not cache.path:
             return
@@ -209,8 +210,9 @@ def _digest(key: bytes) -> bytes:
 
 def _completion(answer: StoredAnswer) -> Completion:
     output = np.frombuffer(answer.output, np.int32).tolist()
-    return Completion(-1, output, FinishReason(answer.finish_reason), 0, 0, 0)
+    reason = FinishReason(answer.finish_reason)
+    return Completion(-1, output, reason, 0, 0, 0, text=answer.text, confidence=answer.confidence)
 
 
 def _size(answer: StoredAnswer) -> int:
-    return _ENTRY_BYTES + len(answer.output)
+    return _ENTRY_BYTES + len(answer.output) + len(answer.text or "")

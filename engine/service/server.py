@@ -155,7 +155,7 @@ def _window_request(body: pa.Buffer) -> WindowRequest:
 
 def _scope(header: StreamOpen) -> bytes:
     """What must be equal, beside the key, for rows of two streams to share an answer."""
-    constants = msgspec.json.encode((header.params, header.system))
+    constants = msgspec.json.encode((header.params, header.system, header.constraint))
     return hashlib.blake2b(constants, digest_size=16).digest()
 
 
@@ -186,11 +186,11 @@ def _take(outbox: queue.SimpleQueue[list[Answer]]) -> list[Answer]:
 
 def _answer_batch(text: TextPipeline, header: StreamOpen, answers: list[Answer]) -> pa.RecordBatch:
     rows = [answer.completion for answer in answers]
-    good = [completion for completion in rows if completion.finish_reason != FinishReason.ERROR]
-    texts = iter(text.decode([completion.output for completion in good], header.params.stop))
+    spelled = [c.output for c in rows if c.finish_reason != FinishReason.ERROR and c.text is None]
+    texts = iter(text.decode(spelled, header.params.stop))
     columns = [
         [answer.row for answer in answers],
-        [None if c.finish_reason == FinishReason.ERROR else next(texts) for c in rows],
+        [c.text if c.finish_reason == FinishReason.ERROR or c.text is not None else next(texts) for c in rows],
         [str(c.finish_reason) for c in rows],
         [None if c.error is None else str(LlmError(c.error[0], **c.error[1])) for c in rows],
         [c.prompt_tokens for c in rows],
@@ -202,6 +202,7 @@ def _answer_batch(text: TextPipeline, header: StreamOpen, answers: list[Answer])
         [0 if answer.folded or answer.stored else len(answer.completion.output) for answer in answers],
         [answer.folded for answer in answers],
         [answer.stored for answer in answers],
+        [c.confidence for c in rows],
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, ANSWER_SCHEMA, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=ANSWER_SCHEMA)

@@ -19,7 +19,7 @@ from spark_llm.engine.service.client import EngineClient
 from spark_llm.engine.service.folder import EngineState
 from spark_llm.engine.service.loop import EngineLoop
 from spark_llm.engine.service.process import owner
-from spark_llm.engine.service.protocol import ANSWER_SCHEMA, REQUEST_SCHEMA, StreamOpen
+from spark_llm.engine.service.protocol import ANSWER_SCHEMA, StreamOpen, request_rows
 from spark_llm.engine.service.results import Results
 from spark_llm.engine.service.server import EngineServer
 from spark_llm.errors import LlmError
@@ -164,20 +164,17 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service
 
 
 def batch_of(
-    rows: dict[int, list[str]], seeds: list[int | None] | None = None, keys: list[bytes | None] | None = None
+    rows: dict[int, list[str]],
+    seeds: list[int | None] | None = None,
+    keys: list[bytes | None] | None = None,
+    choices: list[list[str] | None] | None = None,
 ) -> pa.RecordBatch:
     """A window as the UDF builds it: every segment once, in this batch's own dictionary."""
     flat = [segment for row in rows.values() for segment in row]
     encoded = pa.array(flat, pa.utf8()).dictionary_encode()
     offsets = np.cumsum([0] + [len(row) for row in rows.values()])
     segments = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), encoded)
-    columns = [
-        pa.array(list(rows), pa.int64()),
-        segments,
-        pa.array(seeds or [None] * len(rows), pa.int64()),
-        pa.array(keys or [None] * len(rows), pa.binary()),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=REQUEST_SCHEMA)
+    return request_rows(list(rows), segments, seeds=seeds, keys=keys, choices=choices)
 
 
 def answers(stream: clients.AnswerStream) -> dict[int, dict[str, object]]:

@@ -25,6 +25,7 @@ def test_rows_come_back_with_text_and_counts(service: Service) -> None:
         "id": 9, "text": "éd :yaS", "finish_reason": "stop", "error": None, "prompt_tokens": 8,
         "instruction_tokens": 5, "cached_tokens": 5, "cached_instruction_tokens": 5, "computed_tokens": 3,
         "recomputed_tokens": 0, "output_tokens": 8, "folded": False, "stored": False,
+        "confidence": None,
     }  # fmt: skip
     assert [(r.seed, r.client.user, r.params.max_tokens) for r in service.engine.seen] == [(None, "me", 3), (3, "me", 3)]
 

@@ -11,7 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from spark_llm.engine.model.source import resolve
-from spark_llm.engine.service.protocol import REQUEST_SCHEMA, StreamOpen
+from spark_llm.engine.service.protocol import StreamOpen, request_rows
 from spark_llm.engine.text.batch import SegmentBatch
 from spark_llm.engine.text.pieces import PieceEncoder
 from spark_llm.engine.text.pipeline import TextPipeline
@@ -43,10 +43,7 @@ def pipeline(loaded: LoadedTokenizer, reference: PreTrainedTokenizerFast) -> Tex
 def request_batch(rows: list[list[str]]) -> pa.RecordBatch:
     offsets = np.cumsum([0, *map(len, rows)]).astype(np.int32)
     segments = pa.array([segment for row in rows for segment in row], pa.utf8()).dictionary_encode()
-    ids, seeds = pa.array(range(len(rows)), pa.int64()), pa.nulls(len(rows), pa.int64())
-    lists = pa.ListArray.from_arrays(pa.array(offsets), segments)
-    keys = pa.nulls(len(rows), pa.binary())
-    return pa.RecordBatch.from_arrays([ids, lists, seeds, keys], schema=REQUEST_SCHEMA)
+    return request_rows(range(len(rows)), pa.ListArray.from_arrays(pa.array(offsets), segments))
 
 
 def chat_ids(reference: PreTrainedTokenizerFast, text: str, system: str | None = None) -> list[int]:

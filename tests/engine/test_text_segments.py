@@ -32,7 +32,7 @@ from transformers import PreTrainedTokenizerFast
 
 from spark_llm.engine.model.source import resolve
 from spark_llm.engine.request import TokenIds
-from spark_llm.engine.service.protocol import REQUEST_SCHEMA, StreamOpen
+from spark_llm.engine.service.protocol import StreamOpen, request_rows
 from spark_llm.engine.text import pipeline as pipeline_module
 from spark_llm.engine.text.cuts import CutRule
 from spark_llm.engine.text.gguf_tokenizer import LLAMA3_PATTERN, QWEN2_PATTERN, TEKKEN_PATTERN
@@ -219,13 +219,7 @@ class Family:
 def request_batch(rows: list[list[str]]) -> pa.RecordBatch:
     offsets = np.cumsum([0, *map(len, rows)]).astype(np.int32)
     segments = pa.array([segment for row in rows for segment in row], pa.utf8()).dictionary_encode()
-    columns = [
-        pa.array(range(len(rows)), pa.int64()),
-        pa.ListArray.from_arrays(pa.array(offsets), segments),
-        pa.nulls(len(rows), pa.int64()),
-        pa.nulls(len(rows), pa.binary()),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=REQUEST_SCHEMA)
+    return request_rows(range(len(rows)), pa.ListArray.from_arrays(pa.array(offsets), segments))
 
 
 def make_family(name: str) -> Family:

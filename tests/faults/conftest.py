@@ -22,7 +22,7 @@ from spark_llm.engine.request import SamplingParams
 from spark_llm.engine.service import process
 from spark_llm.engine.service.client import AnswerStream
 from spark_llm.engine.service.process import ProcessId
-from spark_llm.engine.service.protocol import REQUEST_SCHEMA, EngineStatus, StreamOpen
+from spark_llm.engine.service.protocol import REQUEST_SCHEMA, EngineStatus, StreamOpen, request_rows
 
 CONTEXT = 16_384
 
@@ -66,8 +66,7 @@ class Engines:
         """A window of requests with one text a row; with ``fold`` equal rows of a query fold."""
         segments = pa.array([[f"{text} {i}"] for i in ids], REQUEST_SCHEMA.field("segments").type)
         keys = pa.array([f"{text} {i}".encode() if fold else None for i in ids], pa.binary())
-        columns = [pa.array(ids, pa.int64()), segments, pa.nulls(len(ids), pa.int64()), keys]
-        return pa.RecordBatch.from_arrays(columns, schema=REQUEST_SCHEMA)
+        return request_rows(ids, segments, keys=keys)
 
     @staticmethod
     def receive_all(stream: AnswerStream) -> list[tuple[int, str]]:

@@ -32,13 +32,12 @@ sys.stdin.read()
 _CLIENT = """
 import sys, msgspec, pyarrow as pa, pyarrow.flight as flight
 from spark_llm.engine.service.probe import connection
-from spark_llm.engine.service.protocol import REQUEST_SCHEMA
+from spark_llm.engine.service.protocol import REQUEST_SCHEMA, request_rows
 writer, reader = connection(sys.argv[1]).do_exchange(flight.FlightDescriptor.for_command(sys.argv[2].encode()))
 writer.begin(REQUEST_SCHEMA)
 segments = pa.array([[f"row {i}"] for i in range(20)], REQUEST_SCHEMA.field("segments").type)
 keys = pa.array([f"row {i}".encode() for i in range(20)], pa.binary())
-columns = [pa.array(range(20), pa.int64()), segments, pa.nulls(20, pa.int64()), keys]
-writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=REQUEST_SCHEMA))
+writer.write_batch(request_rows(range(20), segments, keys=keys))
 print("sent", flush=True)
 reader.read_chunk()
 """

@@ -35,15 +35,13 @@ def ask(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
     import pyarrow as pa
     from spark_llm.engine.config import EngineSpec
     from spark_llm.engine.service.client import connect
-    from spark_llm.engine.service.protocol import REQUEST_SCHEMA, StreamOpen
+    from spark_llm.engine.service.protocol import REQUEST_SCHEMA, StreamOpen, request_rows
 
     client = connect(msgspec.json.decode(spec, type=EngineSpec))
     with client.stream(msgspec.json.decode(header, type=StreamOpen)) as stream:
         for ids in batches:
             segments = pa.array([[f"row {i}"] for i in ids], REQUEST_SCHEMA.field("segments").type)
-            nulls = [pa.nulls(len(ids), kind) for kind in (pa.int64(), pa.binary())]
-            columns = [pa.array(ids, pa.int64()), segments, *nulls]
-            stream.send(pa.RecordBatch.from_arrays(columns, schema=REQUEST_SCHEMA))
+            stream.send(request_rows(ids, segments))
             while stream.receive() is not None:
                 pass
             yield pd.Series([client.status().pid] * len(ids))

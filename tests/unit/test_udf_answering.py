@@ -284,6 +284,7 @@ class ForgetfulStream(FakeStream):
         ids, self.ids = self.ids, []
         counts = [0] * len(ids)
         columns = [counts if field.type == pa.int64() else ["a"] * len(ids) for field in ANSWER_SCHEMA]
+        columns[ANSWER_SCHEMA.get_field_index("confidence")] = [None] * len(ids)
         columns[ANSWER_SCHEMA.get_field_index("id")] = ids
         columns[ANSWER_SCHEMA.get_field_index("error")] = [None] * len(ids)
         for name in ("folded", "stored"):
