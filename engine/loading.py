@@ -13,7 +13,9 @@ from msgspec.structs import replace
 from spark_llm.engine.cache.manager import CacheManager
 from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.core import Engine
-from spark_llm.engine.cuda.device import choose_device, device_dtype
+from spark_llm.engine.cuda.device import choose_devices, device_dtype
+from spark_llm.engine.cuda.shards import Shards, check_size
+from spark_llm.engine.cuda.team import Peers, Seat, Team
 from spark_llm.engine.model.config import ModelConfig
 from spark_llm.engine.model.decoder import Decoder, KVPool
 from spark_llm.engine.model.linear import fastest_dtype
@@ -23,6 +25,7 @@ from spark_llm.engine.runner import Runner
 from spark_llm.errors import LlmError
 
 if TYPE_CHECKING:
+    from spark_llm.engine.cuda.runner import DeviceRunner
     from spark_llm.engine.text.pipeline import TextPipeline
 
 log = logging.getLogger(__name__)
@@ -38,13 +41,19 @@ def load_engine(spec: EngineSpec, *, text: bool = True) -> Engine:
     """
     if spec.threads:
         torch.set_num_threads(spec.threads)
-    device = choose_device(spec.device, spec.quantization)
+    devices = choose_devices(spec.device, spec.quantization, spec.tensor_parallel)
     source = resolve(spec.model)
     config = load_config(source)
     pipeline = _text(source) if text else None
-    if device.type == "cpu":
+    if devices[0].type == "cpu":
         return _on_cpu(spec, source, config, pipeline)
-    return _on_gpu(spec, source, config, pipeline, device)
+    return _on_gpu(spec, source, config, pipeline, devices)
+
+
+def load_rank(spec: EngineSpec, device: str, seat: Seat) -> DeviceRunner:
+    """The part of the model that a rank other than the first holds on ``device``."""
+    source = resolve(spec.model)
+    return _runner(spec, source, load_config(source), torch.device(device), seat)
 
 
 def _text(source: ModelSource) -> TextPipeline:
@@ -69,15 +78,36 @@ def _on_cpu(spec: EngineSpec, source: ModelSource, config: ModelConfig, text: Te
 
 
 def _on_gpu(
-    spec: EngineSpec, source: ModelSource, config: ModelConfig, text: TextPipeline | None, device: torch.device
+    spec: EngineSpec,
+    source: ModelSource,
+    config: ModelConfig,
+    text: TextPipeline | None,
+    devices: list[torch.device],
 ) -> Engine:
-    from spark_llm.engine.cuda.load import batch_limit, load_runner  # imports Triton, which only GPUs need
+    from spark_llm.engine.cuda.load import batch_limit  # imports Triton, which only GPUs need
 
-    dtype = device_dtype(spec.dtype, device)
-    runner = load_runner(spec, config, iter_weights(source, dtype, config, device), dtype, device)
-    label = str(dtype).removeprefix("torch.") + (" fp8" if spec.quantization == "fp8" else "")
+    check_size(config, spec.tensor_parallel, spec.quantization)
+    team = Team(spec, [str(device) for device in devices]) if len(devices) > 1 else None
+    try:
+        runner = _runner(spec, source, config, devices[0], team)
+    except BaseException:
+        if team is not None:
+            team.close()
+        raise
+    label = str(runner.decoder.dtype).removeprefix("torch.") + (" fp8" if spec.quantization == "fp8" else "")
     chosen = replace(spec, max_batch_tokens=batch_limit(spec), max_running_rows=runner.pool.lanes)
     return Engine(chosen, runner, CacheManager(runner.pool.pages, spec.page_size), text, label)
+
+
+def _runner(
+    spec: EngineSpec, source: ModelSource, config: ModelConfig, device: torch.device, peers: Peers | None
+) -> DeviceRunner:
+    from spark_llm.engine.cuda.load import load_runner
+
+    dtype = device_dtype(spec.dtype, device)
+    shards = Shards(config) if peers is None else Shards(config, peers.rank, peers.size)
+    weights = iter_weights(source, dtype, config, device, shards)
+    return load_runner(spec, shards, weights, dtype, device, peers=peers)
 
 
 def _cpu_dtypes(requested: str) -> tuple[torch.dtype, torch.dtype]:

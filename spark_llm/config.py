@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from spark_llm.config_kinds import BOOLEAN, DEVICE, SIZE, TEXT, TIME, Entry, choice, integer, key
@@ -121,7 +121,8 @@ class LlmConf(OptimizerConf, SpendingConf):
         "engine.device",
         DEVICE,
         "auto",
-        "Where an engine computes: `cpu`, `cuda`, or `cuda:1` for the second GPU. `auto` and `cuda` take the GPU that "
+        "Where an engine computes: `cpu`, `cuda`, `cuda:1` for the second GPU, or `cuda:1,3`, of which as many are taken "
+        "as `spark.llm.engine.tensorParallel` says. `auto` and `cuda` take the GPUs that "
         "Spark gave the task (`spark.task.resource.gpu.amount`), else the first one; `auto` else the CPU.",
     )
     quantization: str = key(
@@ -130,6 +131,13 @@ class LlmConf(OptimizerConf, SpendingConf):
         "none",
         "`fp8` multiplies the layers' matrices in 8 bits (e4m3) on GPUs from Ada and Hopper on: faster, and answers "
         "may differ.",
+    )
+    tensor_parallel: int = key(
+        "engine.tensorParallel",
+        integer(1),
+        "1",
+        "How many GPUs share a model's layers, for models that are too large or too slow for one. With `cuda:1` these "
+        "are GPU 1 and those after it; where Spark gives GPUs to tasks, a task must get that many.",
     )
     deterministic: bool = key(
         "engine.deterministic",
@@ -192,6 +200,7 @@ class LlmConf(OptimizerConf, SpendingConf):
             threads=self.threads or max(1, min(self.task_cores or usable_cores(), usable_cores())),
             device=self.device,
             quantization=self.quantization,  # type: ignore[arg-type]
+            tensor_parallel=self.tensor_parallel,
             deterministic=self.deterministic,
             idle_timeout=self.idle_timeout,
             check_invariants=self.check_invariants,
@@ -228,11 +237,23 @@ def from_task() -> LlmConf:
     gpus = context.resources().get("gpu")
     if conf.device not in ("auto", "cuda") or gpus is None or not gpus.addresses:
         return conf
-    address = gpus.addresses[0]
-    if not address.isdigit():
-        reason = f"Spark gave the task the GPU {address!r}, which is no number"
-        raise LlmError("LLM_DEVICE_NOT_AVAILABLE", device=conf.device, reason=reason)
-    return dataclasses.replace(conf, device=f"cuda:{address}")
+    return dataclasses.replace(conf, device=_gpus_of_task(conf, gpus.addresses))
+
+
+def _gpus_of_task(conf: LlmConf, addresses: Sequence[str]) -> str:
+    """The device of a task to which Spark gave the GPUs at ``addresses``."""
+    taken, count = addresses[: conf.tensor_parallel], conf.tensor_parallel
+    no_number = next((address for address in taken if not address.isdigit()), None)
+    if no_number is not None:
+        reason = f"Spark gave the task the GPU {no_number!r}, which is no number"
+    elif len(taken) < count:
+        reason = (
+            f"spark.llm.engine.tensorParallel takes {count} GPUs, and Spark gave the task {len(taken)} "
+            f"(spark.task.resource.gpu.amount={count} gives it {count})"
+        )
+    else:
+        return f"cuda:{','.join(taken)}"
+    raise LlmError("LLM_DEVICE_NOT_AVAILABLE", device=conf.device, reason=reason)
 
 
 def option_settings(options: Mapping[str, Any]) -> dict[str, str]:

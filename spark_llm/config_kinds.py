@@ -79,12 +79,12 @@ def _seconds(text: str) -> float:
 
 
 def _device(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", text.lower()):
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+(,[0-9]+)*)?", text.lower()):
         raise ValueError
     return text.lower()
 
 
-DEVICE = Kind("auto, cpu, cuda or cuda:<number>", _device)
+DEVICE = Kind("auto, cpu, cuda, cuda:<number> or cuda:<number>,<number>,…", _device)
 TEXT = Kind("a text that is not empty", _text)
 OPTIONAL_TEXT = Kind("a text", str)
 BOOLEAN = Kind("true or false", _boolean)

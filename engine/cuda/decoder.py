@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from spark_llm.engine.cuda.linear import Linear
 from spark_llm.engine.cuda.pool import DevicePool
+from spark_llm.engine.cuda.ranks import ALONE, Ranks
 from spark_llm.engine.cuda.weights import DeviceWeights
 from spark_llm.engine.model.config import ModelConfig
 from spark_llm.engine.model.rope import frequencies
@@ -42,7 +44,7 @@ class DeviceStep:
 
 
 class DeviceDecoder:
-    """A model on ``device``. part_bytes: of the workspace for partial attention results."""
+    """A model on ``device``, or one rank's part of it: then ``config`` is the shape of that part."""
 
     def __init__(
         self,
@@ -53,8 +55,10 @@ class DeviceDecoder:
         dtype: torch.dtype,
         device: torch.device,
         tiles: tuple[int, int],
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config = config
+        self.ranks = ranks
         self.weights = weights
         self.dtype = dtype
         self.device = device
@@ -75,35 +79,38 @@ class DeviceDecoder:
 
     @torch.inference_mode()
     def forward(self, step: DeviceStep, pool: DevicePool) -> Tensor:
-        """Writes the K/V of all T tokens and returns the logits [S, vocabulary] in the model's dtype.
+        """Writes the K/V of all T tokens and returns the logits [S, vocabulary] in the model's dtype, of several
+        ranks each its own part [S, part of the vocabulary].
 
         K/V of a layer are written before any query reads, so that rows of one step may share a prefix that this very
         step computes. In the last layer only the S tokens that sample go beyond K/V.
         """
         config, eps, layers = self.config, self.config.rms_norm_eps, self.weights.layers
         residual = F.embedding(step.tokens, self.weights.embedding)
-        normed = torch.empty_like(residual)
-        add_rms_norm(None, residual, layers[0].input_norm, eps, normed)
+        normed, scale = _input_of(layers[0].qkv, residual, config.hidden_size)
+        add_rms_norm(None, residual, layers[0].input_norm, eps, normed, scale)
         q = residual.new_empty(len(residual), config.num_heads, config.head_dim)
         last = len(layers) - 1
         for index, layer in enumerate(layers):
             k_pool, v_pool = pool.k[index], pool.v[index]
             rope_and_store(
-                layer.qkv(normed), self._cos_sin, step.positions, step.lanes, pool.table, k_pool, v_pool, q,
+                layer.qkv(normed, scale), self._cos_sin, step.positions, step.lanes, pool.table, k_pool, v_pool, q,
                 page_size=pool.page_size, q_norm=layer.q_norm, k_norm=layer.k_norm, eps=eps,
             )  # fmt: skip
             attended = self._attend(step, q, k_pool, v_pool, pool).view(len(q), -1)
             if index == last and step.last is not None:
                 # torch's own gather: a kernel of ours has nothing to fuse here
                 attended, residual = attended.index_select(0, step.last), residual.index_select(0, step.last)
-                normed = torch.empty_like(residual)
-            add_rms_norm(layer.o(attended), residual, layer.post_norm, eps, normed)
-            gate_up = layer.gate_up(normed)
-            inner = gate_up.new_empty(len(gate_up), config.intermediate_size)
-            silu_and_mul(gate_up, inner)
+                normed, scale = _input_of(layer.gate_up, residual, config.hidden_size)
+            add_rms_norm(self.ranks.sum(layer.o(attended)), residual, layer.post_norm, eps, normed, scale)
+            gate_up = layer.gate_up(normed, scale)
+            inner, inner_scale = _input_of(layer.down, gate_up, config.intermediate_size)
+            silu_and_mul(gate_up, inner, inner_scale)
             following = self.weights.norm if index == last else layers[index + 1].input_norm
-            add_rms_norm(layer.down(inner), residual, following, eps, normed)
-        return self.weights.head(normed)
+            if index == last:
+                normed, scale = _input_of(self.weights.head, residual, config.hidden_size)
+            add_rms_norm(self.ranks.sum(layer.down(inner, inner_scale)), residual, following, eps, normed, scale)
+        return self.weights.head(normed, scale)
 
     def _attend(self, step: DeviceStep, q: Tensor, k_pool: Tensor, v_pool: Tensor, pool: DevicePool) -> Tensor:
         out = torch.empty_like(q)
@@ -122,3 +129,10 @@ class DeviceDecoder:
         if step.parts is not None:
             merge_parts(part_out, part_lse, step.parts, out[:tokens])
         return out
+
+
+def _input_of(linear: Linear, like: Tensor, width: int) -> tuple[Tensor, Tensor | None]:
+    """Room for what ``linear`` multiplies, [len(like), width], and for its scales where it takes e4m3."""
+    if not linear.takes_fp8:
+        return like.new_empty(len(like), width), None
+    return like.new_empty(len(like), width, dtype=torch.float8_e4m3fn), like.new_empty(len(like), dtype=torch.float32)

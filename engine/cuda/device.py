@@ -16,13 +16,36 @@ _FP8 = (8, 9)  # Ada and Hopper
 _DTYPES = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
+def choose_devices(requested: str, quantization: str, count: int) -> list[torch.device]:
+    """The devices of ``count`` ranks: ``cuda:N`` and the GPUs after it, or those of ``cuda:N,M,...``.
+
+    See choose_device; with more than one, there is no CPU to turn to.
+    """
+    if count == 1:
+        return [choose_device(requested, quantization)]
+    listed = _numbers(requested)
+    numbers = listed[:count] if len(listed) > 1 else [listed[0] + i for i in range(count)]
+    devices = [torch.device("cuda", number) for number in numbers]
+    reasons = [] if requested == "cpu" else [_why_not(device) for device in devices]
+    if len(reasons) < count or len(set(numbers)) < count or any(reasons):
+        found = next(filter(None, reasons), f"{requested} names fewer")
+        reason = f"spark.llm.engine.tensorParallel takes {count} GPUs, and {found}"
+        raise LlmError("LLM_DEVICE_NOT_AVAILABLE", device=requested, reason=reason)
+    return [choose_device(str(device), quantization) for device in devices]
+
+
+def _numbers(requested: str) -> list[int]:
+    """The GPUs that ``requested`` names; the first one where it names none."""
+    _, _, numbers = requested.partition(":")
+    return [int(number) for number in numbers.split(",")] if numbers else [0]
+
+
 def choose_device(requested: str, quantization: str) -> torch.device:
     """``auto``: the first GPU that can, else the CPU. LLM_DEVICE_NOT_AVAILABLE for another that is not there."""
     if requested == "cpu":
         device = torch.device("cpu")
     else:
-        name = "cuda:0" if requested in ("auto", "cuda") else requested
-        device = torch.device(name)
+        device = torch.device("cuda", _numbers(requested)[0])
         reason = _why_not(device)
         if reason is not None and requested != "auto":
             raise LlmError("LLM_DEVICE_NOT_AVAILABLE", device=requested, reason=reason)

@@ -11,21 +11,28 @@ from torch.nn import functional as F
 
 
 class Linear(Protocol):
-    """y = x W^T + b. x: [tokens, in]."""
+    """y = x W^T + b. x: [tokens, in].
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+    takes_fp8: x may be in e4m3 with ``scale``, float32 [tokens], as kernels/quantize.py makes them: a kernel that
+    computes x then spares a pass over it.
+    """
+
+    takes_fp8: bool
+
+    def __call__(self, x: Tensor, scale: Tensor | None = None) -> Tensor: ...
 
 
 class DenseLinear:
     """torch's own product: cuBLAS, which no kernel of ours beats."""
 
     __slots__ = ("bias", "weight")
+    takes_fp8 = False
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight = weight
         self.bias = bias
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
 
@@ -33,6 +40,7 @@ class Fp8Linear:
     """W8A8 in e4m3: weights with a scale per output channel, activations with one per token, found as they come."""
 
     __slots__ = ("bias", "dtype", "scale", "weight")
+    takes_fp8 = True
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         from spark_llm.kernels.quantize import quantize_channels_reference
@@ -43,12 +51,13 @@ class Fp8Linear:
         self.bias = bias
         self.dtype = weight.dtype
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         from spark_llm.kernels.quantize import quantize_fp8
 
-        x8, scale = quantize_fp8(x)
+        if scale is None:
+            x, scale = quantize_fp8(x)
         product: Tensor = torch._scaled_mm(
-            x8, self.weight, scale_a=scale.view(-1, 1), scale_b=self.scale, bias=self.bias, out_dtype=self.dtype,
+            x, self.weight, scale_a=scale.view(-1, 1), scale_b=self.scale, bias=self.bias, out_dtype=self.dtype,
             use_fast_accum=True,
         )  # fmt: skip
         return product
@@ -58,12 +67,13 @@ class InvariantLinear:
     """Each row's result is the same bits whatever the other rows are; see kernels/matmul.py."""
 
     __slots__ = ("bias", "weight")
+    takes_fp8 = False
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight = weight.contiguous()
         self.bias = bias
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         from spark_llm.kernels.matmul import matmul
 
         return matmul(x, self.weight, self.bias)

@@ -17,7 +17,10 @@ from spark_llm.engine.cuda.graphs import logits_of_graphs
 from spark_llm.engine.cuda.linear import DenseLinear, Fp8Linear, InvariantLinear, MakeLinear
 from spark_llm.engine.cuda.memory import pool_pages
 from spark_llm.engine.cuda.pool import DevicePool
+from spark_llm.engine.cuda.ranks import ALONE, Ranks, join
 from spark_llm.engine.cuda.runner import DeviceRunner
+from spark_llm.engine.cuda.shards import Shards, vocabulary_width
+from spark_llm.engine.cuda.team import Peers, Team
 from spark_llm.engine.cuda.weights import DeviceWeights
 from spark_llm.engine.model.config import ModelConfig
 from spark_llm.engine.model.loader import expected_shapes
@@ -32,23 +35,26 @@ _TABLE_ENTRIES = 1 << 28  # of the page table: 1 GiB
 
 def load_runner(
     spec: EngineSpec,
-    config: ModelConfig,
+    shards: Shards,
     weights: Iterable[tuple[str, Tensor]],
     dtype: torch.dtype,
     device: torch.device,
     *,
+    peers: Peers | None = None,
     graphs: bool = True,
 ) -> DeviceRunner:
-    """The model on ``device``, ready to run.
+    """The model, or the part of it that ``shards`` and ``weights`` are, on ``device``, ready to run.
 
-    LLM_NO_MEMORY; LLM_INVALID_CONFIG for settings that exclude one another.
+    peers: the other ranks, which load at the same time. LLM_NO_MEMORY; LLM_INVALID_CONFIG for settings that exclude
+    one another.
     """
     check_settings(spec, dtype)
     torch.cuda.set_device(device)
     try:
-        return _load(spec, config, weights, dtype, device, graphs)
+        return _load(spec, shards, weights, dtype, device, peers, graphs)
     except torch.OutOfMemoryError as error:
-        needed = sum(math.prod(shape) for shape in expected_shapes(config).values()) * dtype.itemsize
+        elements = sum(math.prod(shape) for shape in expected_shapes(shards.config).values())
+        needed = elements * dtype.itemsize / shards.size
         free, _ = torch.cuda.mem_get_info(device)
         raise LlmError(
             "LLM_NO_MEMORY",
@@ -73,36 +79,53 @@ def check_settings(spec: EngineSpec, dtype: torch.dtype) -> None:
 
 def _load(
     spec: EngineSpec,
-    config: ModelConfig,
+    shards: Shards,
     weights: Iterable[tuple[str, Tensor]],
     dtype: torch.dtype,
     device: torch.device,
+    peers: Peers | None,
     graphs: bool,
 ) -> DeviceRunner:
     begun = time.monotonic()
+    config = shards.part
     head: MakeLinear = InvariantLinear if spec.deterministic else DenseLinear
     layer: MakeLinear = Fp8Linear if spec.quantization == "fp8" else head
-    held = DeviceWeights(config, weights, dtype, device, layer=layer, head=head)
+    held = DeviceWeights(shards, weights, dtype, device, layer=layer, head=head)
     context_length = min(spec.context_length or config.context_length, config.context_length)
     layout = layout_for(config, device, page_size=spec.page_size, cascade=not spec.deterministic)
     tiles = (layout.own_tile, layout.shared_tile)
-    decoder = DeviceDecoder(config, held, context_length=context_length, dtype=dtype, device=device, tiles=tiles)
+    ranks = _meet(peers, device, spec.deterministic)
+    decoder = DeviceDecoder(
+        config, held, context_length=context_length, dtype=dtype, device=device, tiles=tiles, ranks=ranks
+    )
     batch_tokens, lanes = batch_limit(spec), lane_limit(spec, context_length)
     step_bytes = _largest_step(decoder, layout, spec, context_length, batch_tokens, lanes)
     if graphs:
-        step_bytes += logits_of_graphs(lanes) * config.vocab_size * dtype.itemsize
+        step_bytes += logits_of_graphs(lanes) * vocabulary_width(config.vocab_size, shards.size) * dtype.itemsize
     pages = pool_pages(spec, config, dtype, device, step_bytes)
+    if peers is not None:
+        pages = peers.least(pages)  # a page has one number on all ranks
     pool = DevicePool(
         config, pages=pages, page_size=spec.page_size, lanes=lanes, context_length=context_length,
         dtype=dtype, device=device,
     )  # fmt: skip
-    runner = DeviceRunner(decoder, pool, layout, graphs=graphs, most_results=_most_results(lanes, batch_tokens))
+    team = peers if isinstance(peers, Team) else None
+    runner = DeviceRunner(
+        decoder, pool, layout, graphs=graphs, most_results=_most_results(lanes, batch_tokens), team=team
+    )
     runner.prepare()
     log.info(
         "model %s on %s: %s, K/V pool of %d pages x %d tokens, %d lanes, loaded in %.1f s",
         config.name, torch.cuda.get_device_name(device), dtype, pages, spec.page_size, lanes, time.monotonic() - begun,
     )  # fmt: skip
     return runner
+
+
+def _meet(peers: Peers | None, device: torch.device, ordered: bool) -> Ranks:
+    if peers is None:
+        return ALONE
+    peers.least(0)  # all have their weights: what a rank lacks it has told by now, instead of not coming
+    return join(peers.rank, peers.size, peers.rendezvous, device, ordered=ordered)
 
 
 def layout_for(config: ModelConfig, device: torch.device, *, page_size: int, cascade: bool) -> Device:

@@ -21,7 +21,7 @@ def pool_pages(spec: EngineSpec, config: ModelConfig, dtype: torch.dtype, device
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     available = int(free - (1 - _SHARE) * total - step_bytes)
     page = DevicePool.bytes_per_token(config, dtype) * spec.page_size
-    wanted = spec.kv_cache_memory or available
+    wanted = spec.kv_cache_memory // spec.tensor_parallel or available
     if wanted > available or wanted < page:
         raise LlmError(
             "LLM_NO_MEMORY",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,8 @@ from spark_llm.engine.cuda.graphs import DecodeGraphs
 from spark_llm.engine.cuda.inputs import Ints, Staging
 from spark_llm.engine.cuda.pool import DevicePool
 from spark_llm.engine.cuda.sampler import Sampler
-from spark_llm.engine.cuda.step import HostStep, SharedPrefixes, flat_updates, lay_flat
+from spark_llm.engine.cuda.step import HostStep, SharedPrefixes, StepInputs, flat_updates, lay_flat
+from spark_llm.engine.cuda.team import DeviceLostError, Team
 from spark_llm.engine.model.config import ModelConfig
 from spark_llm.engine.scheduling.plan import StepPlan
 
@@ -23,33 +25,48 @@ from spark_llm.engine.scheduling.plan import StepPlan
 _LOST: tuple[type[Exception], ...] = (torch.AcceleratorError,)
 _PIECE = 1 << 17  # entries of the page table that are told at a time
 _STAGING = 1 << 18  # int32 of inputs at first; grows to what steps need
-
-
-class DeviceLostError(Exception):
-    """The GPU or its context is gone (an illegal access, say): nothing can be computed any more."""
+_LOOK_SECONDS = 0.0001  # between two looks at a step that may wait for a rank
 
 
 class DevicePending:
-    """Tokens on their way back to the host. order: where the plan's n-th answer is among them."""
+    """Tokens on their way back to the host. order: where the plan's n-th answer is among them.
 
-    def __init__(self, tokens: Tensor, event: torch.cuda.Event | None, order: npt.NDArray[np.int64]) -> None:
+    lost: set when another rank has ended, for which the device would wait for ever.
+    """
+
+    def __init__(
+        self, tokens: Tensor, event: torch.cuda.Event | None, order: npt.NDArray[np.int64],
+        lost: threading.Event | None = None,
+    ) -> None:  # fmt: skip
         self._tokens = tokens
         self._event = event
         self._order = order
+        self._lost = lost
 
     def tokens(self) -> npt.NDArray[np.int32]:
         """Waits; one token for each row that samples, in the plan's order."""
         if self._event is not None:
             try:
-                self._event.synchronize()
+                self._wait(self._event)
             except _LOST as error:
                 raise DeviceLostError(str(error)) from error
         tokens: npt.NDArray[np.int32] = self._tokens.numpy()[self._order]
         return tokens
 
+    def _wait(self, event: torch.cuda.Event) -> None:
+        if self._lost is None:
+            event.synchronize()
+            return
+        while not event.query():  # type: ignore[no-untyped-call]
+            if self._lost.wait(_LOOK_SECONDS):
+                raise DeviceLostError("another rank of the engine has ended")
+
 
 class DeviceRunner:
     """A decoder, its pool and what the host knows of them. Not thread-safe.
+
+    Of several ranks each has one: rank 0's, with the others as its ``team``, launches plans, theirs execute what it
+    laid out.
 
     graphs False: every step is launched kernel by kernel. most_results: partial attention results (parts x tokens) that
     a step may need; one that would need more reads prefixes row by row. None: no limit.
@@ -65,6 +82,7 @@ class DeviceRunner:
         *,
         graphs: bool = True,
         most_results: int | None = None,
+        team: Team | None = None,
     ) -> None:
         self.decoder = decoder
         self.pool = pool
@@ -73,14 +91,15 @@ class DeviceRunner:
         self._plain = replace(layout, cascade=False, splits=False)
         self._prefixes = SharedPrefixes(pool.lanes)
         self._staging = Staging(_STAGING, decoder.device)
-        self._sampler = Sampler(decoder.device)
+        self._sampler = Sampler(decoder.device, decoder.config.vocab_size, decoder.ranks)
+        self._team = team
         cuda = decoder.device.type == "cuda"
         self._cuda = cuda
         self._graphs = DecodeGraphs(decoder, pool, layout) if graphs and cuda else None
 
     @property
     def config(self) -> ModelConfig:
-        """The shape of the model."""
+        """The shape of the model; of several ranks, of this one's part."""
         return self.decoder.config
 
     def prepare(self) -> None:
@@ -92,26 +111,40 @@ class DeviceRunner:
     def launch(self, plan: StepPlan) -> DevicePending:
         """Start a step; returns before it has run. RuntimeError (out of memory, say): nothing of it will count.
 
-        DeviceLostError: no further step can run.
+        DeviceLostError: no further step can run. So it is with several ranks, of which one may have failed alone.
         """
+        inputs = self._lay_out(plan)
+        lost: tuple[type[Exception], ...] = _LOST
+        if self._team is not None:
+            self._team.send(inputs)  # before this rank's launches: all launch side by side
+            lost = (Exception,)
         try:
-            if self._cuda:
-                torch.cuda.set_device(self.decoder.device)  # a thread's own: another one loaded the model
-            return self._launch(plan)
-        except _LOST as error:
+            tokens = self.execute(inputs)
+            return self._bring_back(tokens, inputs.step.answer_order)
+        except lost as error:
             raise DeviceLostError(str(error)) from error
 
-    def _launch(self, plan: StepPlan) -> DevicePending:
+    def _lay_out(self, plan: StepPlan) -> StepInputs:
         step = lay_flat(plan, self._prefixes, self.layout)
         updates = flat_updates(plan.page_updates, self.pool.width)
         layout = lay_out(step.members, step.long_rows, plan.lanes.table, self.layout)
         if self._most_results is not None and layout.most_parts * len(layout.parts) > self._most_results:
             layout = lay_out(step.members, step.long_rows, plan.lanes.table, self._plain)
-        self._tell_pages(*updates)
-        logits, lanes = self._forward(step, layout)
-        tokens = self._sampler.sample(logits, step.sampling)
+        return StepInputs(updates, step, layout)
+
+    @torch.inference_mode()
+    def execute(self, inputs: StepInputs) -> Tensor:
+        """Launches a step: the tokens of the rows that sample, int32 on the device. Arrays are read before it returns.
+
+        What it raises leaves the ranks, if there are several, in disagreement.
+        """
+        if self._cuda:
+            torch.cuda.set_device(self.decoder.device)  # a thread's own: another one loaded the model
+        self._tell_pages(*inputs.updates)
+        logits, lanes = self._forward(inputs.step, inputs.layout)
+        tokens = self._sampler.sample(logits, inputs.step.sampling)
         self.pool.last_tokens.index_copy_(0, lanes, tokens)
-        return self._bring_back(tokens, step.answer_order)
+        return tokens
 
     def _forward(self, step: HostStep, layout: Layout) -> tuple[Tensor, Tensor]:
         """Logits of the rows that sample, and their lanes (int64), on the device."""
@@ -171,7 +204,7 @@ class DeviceRunner:
         if self._cuda:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-        return DevicePending(host, event, order)
+        return DevicePending(host, event, order, self._team.lost if self._team is not None else None)
 
     def profile(self, tokens: int, samples: int) -> None:
         """Runs a step of the largest size over the padding's page, so that the peak of memory is known."""

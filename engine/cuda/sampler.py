@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from spark_llm.engine.cuda.ranks import ALONE, Ranks
 from spark_llm.engine.scheduling.row import Row
 from spark_llm.kernels.sampling import sample
 
@@ -44,17 +45,23 @@ def sampling_of(rows: Sequence[Row], positions: npt.NDArray[np.int64]) -> Sampli
 
 
 class Sampler:
-    """Draws on ``device``. Greedy steps, the usual ones, upload nothing."""
+    """Draws on ``device``. Greedy steps, the usual ones, upload nothing.
 
-    def __init__(self, device: torch.device) -> None:
+    Each of several ranks draws all tokens from the same logits and seeds, so that no token is sent to another.
+    """
+
+    def __init__(self, device: torch.device, vocabulary: int, ranks: Ranks = ALONE) -> None:
         self._device = device
+        self._vocabulary = vocabulary
+        self._ranks = ranks
 
     def sample(self, logits: Tensor, sampling: Sampling | None) -> Tensor:
-        """int32 [S] from logits [S, vocabulary]."""
+        """int32 [S] from logits [S, vocabulary], of several ranks from each one's part."""
         out = torch.empty(len(logits), dtype=torch.int32, device=self._device)
         if sampling is None:
             sample(logits, None, None, None, None, None, out)
-            return out
+            return self._ranks.greatest(logits, out, self._vocabulary)
+        logits = self._ranks.whole(logits, self._vocabulary)
         put = self._put
         sample(
             logits, put(sampling.temperature), put(sampling.top_k), put(sampling.top_p), put(sampling.seed),

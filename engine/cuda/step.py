@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from spark_llm.engine.cuda.attention_plan import Device, Members
+from spark_llm.engine.cuda.attention_plan import Device, Layout, Members
 from spark_llm.engine.cuda.inputs import Ints
 from spark_llm.engine.cuda.sampler import Sampling, sampling_of
 from spark_llm.engine.scheduling.lanes import Lanes, PageUpdates
@@ -40,6 +40,15 @@ class HostStep:
     def only_decodes(self) -> bool:
         """Whether all rows decode: such a step may replay a graph."""
         return self.decodes == len(self.tokens)
+
+
+@dataclass(slots=True)
+class StepInputs:
+    """All that a rank must know to run a step. updates: of its flat page table, see ``flat_updates``."""
+
+    updates: tuple[Ints, Ints]
+    step: HostStep
+    layout: Layout
 
 
 class SharedPrefixes:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spark_llm.engine.cuda.linear import DenseLinear, Linear, MakeLinear
+from spark_llm.engine.cuda.shards import Shards
 from spark_llm.engine.model.config import ModelConfig
 
 
@@ -38,12 +39,13 @@ class LayerWeights:
 class DeviceWeights:
     """All weights of a model on ``device`` in ``dtype``; each tensor is on the CPU only while it is copied.
 
-    layer, head: make the products of the layers and of the LM head.
+    shards: what of the model this is; ``weights`` are those parts. layer, head: make the products of the layers and of
+    the LM head.
     """
 
     def __init__(
         self,
-        config: ModelConfig,
+        shards: Shards,
         weights: Iterable[tuple[str, Tensor]],
         dtype: torch.dtype,
         device: torch.device,
@@ -51,6 +53,7 @@ class DeviceWeights:
         layer: MakeLinear = DenseLinear,
         head: MakeLinear = DenseLinear,
     ) -> None:
+        config = shards.config
         layers: list[LayerWeights | None] = [None] * config.num_layers
         parts: dict[int, dict[str, Tensor]] = {}
         wanted = _tensors_per_layer(config)
@@ -60,6 +63,8 @@ class DeviceWeights:
             if not name.startswith("model.layers."):
                 rest[name] = on_device
                 continue
+            if not shards.adds_bias(name):
+                on_device = torch.zeros_like(on_device)
             index = int(name.split(".")[2])
             held = parts.setdefault(index, {})
             held[name] = on_device
@@ -69,7 +74,8 @@ class DeviceWeights:
         assert len(self.layers) == config.num_layers, "the loader checks that no tensor is missing"
         self.embedding = rest["model.embed_tokens.weight"]
         self.norm = rest["model.norm.weight"]
-        self.head: Linear = head(rest.get("lm_head.weight", self.embedding), None)
+        tied = self.embedding[shards.vocabulary]
+        self.head: Linear = head(rest.get("lm_head.weight", tied), None)
 
 
 def _tensors_per_layer(config: ModelConfig) -> int:

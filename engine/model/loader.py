@@ -7,7 +7,7 @@ that the configuration promises.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import safetensors
@@ -20,6 +20,9 @@ from spark_llm.engine.model.source import ModelSource
 from spark_llm.errors import LlmError
 
 _CPU = torch.device("cpu")
+_ALL = (slice(None),)
+
+Part = Callable[[str], tuple[slice, ...]]  # where in the tensor of a name that lies which is wanted
 
 __all__ = ["expected_shapes", "iter_weights", "load_config"]
 
@@ -55,11 +58,16 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def iter_weights(
-    source: ModelSource, dtype: torch.dtype, config: ModelConfig | None = None, device: torch.device = _CPU
+    source: ModelSource,
+    dtype: torch.dtype,
+    config: ModelConfig | None = None,
+    device: torch.device = _CPU,
+    part: Part = lambda _: _ALL,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each tensor once, on ``device`` in ``dtype``, in the file's order.
+    """Each tensor once, or what ``part`` wants of it, on ``device`` in ``dtype``, in the file's order.
 
     Safetensors are read straight to the device, and random weights drawn there (they differ between kinds of device).
+    Of safetensors no more than the part is read.
 
     Raises LLM_MODEL_CORRUPT, naming the file or tensor, for what is unreadable, missing, not finite or of the
     wrong shape; LLM_MODEL_UNSUPPORTED for a quantisation that cannot be undone.
@@ -68,10 +76,7 @@ def iter_weights(
     shapes = expected_shapes(config)
     readers = {"folder": _from_folder, "gguf": _from_gguf, "dummy": _at_random}
     missing = dict.fromkeys(shapes)
-    for name, tensor in readers[source.kind](source, config, shapes, device):
-        if tuple(tensor.shape) != shapes[name]:
-            reason = f"tensor {name} has shape {tuple(tensor.shape)} instead of {shapes[name]}"
-            raise _corrupt(source, reason)
+    for name, tensor in readers[source.kind](source, config, shapes, device, part):
         # The sum is finite only if every element is, and costs one pass at memory speed.
         if not torch.isfinite(tensor.sum(dtype=torch.float32)):
             raise _corrupt(source, f"tensor {name} holds values that are not finite")
@@ -85,7 +90,14 @@ _Shapes = dict[str, tuple[int, ...]]
 _Tensors = Iterator[tuple[str, torch.Tensor]]
 
 
-def _from_folder(source: ModelSource, _config: ModelConfig, shapes: _Shapes, device: torch.device) -> _Tensors:
+def _check_shape(source: ModelSource, name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if shape != expected:
+        raise _corrupt(source, f"tensor {name} has shape {shape} instead of {expected}")
+
+
+def _from_folder(
+    source: ModelSource, _config: ModelConfig, shapes: _Shapes, device: torch.device, part: Part
+) -> _Tensors:
     for path, names in _files(source, shapes).items():
         if not path.is_file():
             raise _corrupt(source, f"file {path.name} is missing")
@@ -94,7 +106,10 @@ def _from_folder(source: ModelSource, _config: ModelConfig, shapes: _Shapes, dev
                 held = set(file.keys())
                 for name in shapes:
                     if name in names and name in held:
-                        yield name, file.get_tensor(name)
+                        stored = file.get_slice(name)
+                        _check_shape(source, name, tuple(stored.get_shape()), shapes[name])
+                        at = part(name)
+                        yield name, file.get_tensor(name) if at == _ALL else stored[at]
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise _corrupt(source, f"file {path.name}: {error}") from error
 
@@ -117,7 +132,9 @@ def _files(source: ModelSource, shapes: _Shapes) -> dict[Path, set[str]]:
     return {path: set(shapes) for path in found}
 
 
-def _from_gguf(source: ModelSource, config: ModelConfig, shapes: _Shapes, _device: torch.device) -> _Tensors:
+def _from_gguf(
+    source: ModelSource, config: ModelConfig, shapes: _Shapes, _device: torch.device, part: Part
+) -> _Tensors:
     file = open_gguf(source.path)
     heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
     for tensor in file.tensors.values():
@@ -128,19 +145,25 @@ def _from_gguf(source: ModelSource, config: ModelConfig, shapes: _Shapes, _devic
             values = file.read(tensor)
         except NotImplementedError as error:
             raise unsupported_weights(source, tensor.type) from error
-        part = tensor.name.split(".")[-2]
-        if file.architecture == "llama" and part in heads and tensor.shape == shapes[name]:
-            values = undo_permutation(values, heads[part])
+        _check_shape(source, name, tuple(values.shape), shapes[name])
+        module = tensor.name.split(".")[-2]
+        if file.architecture == "llama" and module in heads:
+            values = undo_permutation(values, heads[module])
+        values = values[part(name)]
         yield name, torch.from_numpy(values.copy() if not values.flags.writeable else values)
 
 
-def _at_random(_source: ModelSource, _config: ModelConfig, shapes: _Shapes, device: torch.device) -> _Tensors:
+def _at_random(
+    _source: ModelSource, _config: ModelConfig, shapes: _Shapes, device: torch.device, part: Part
+) -> _Tensors:
     for name, shape in shapes.items():
         generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
         if len(shape) == 1:
-            yield name, torch.full(shape, float(name.endswith("weight")), device=device)
+            yield name, torch.full(shape, float(name.endswith("weight")), device=device)[part(name)]
         else:
-            yield name, torch.empty(shape, device=device).normal_(0.0, 0.02, generator=generator)
+            drawn = torch.empty(shape, device=device).normal_(0.0, 0.02, generator=generator)
+            at = part(name)
+            yield name, drawn if at == _ALL else drawn[at].clone()  # not a view, which would keep all of it
 
 
 def _corrupt(source: ModelSource, reason: str) -> LlmError:

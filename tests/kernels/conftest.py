@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ if not torch.cuda.is_available():
 
 import triton.language
 import triton.runtime.interpreter as interpreter
+
+sys.path.append(str(Path(__file__).parent))
 
 _patch = interpreter._patch_lang_tensor
 
