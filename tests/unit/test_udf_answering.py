@@ -37,7 +37,7 @@ class FakeStream:
         assert batch.schema == REQUEST_SCHEMA
         assert batch.num_rows
         self.sent.append(batch)
-        for number, segments, seed, _ in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+        for number, segments, seed, *_ in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             self.asked.append("".join(segments))
             self.waiting.append((number, "".join(segments), seed))
         self.most_waiting = max(self.most_waiting, len(self.waiting))
