@@ -6,7 +6,7 @@ enters the tree when the step that fills it is planned; ``rollback`` takes a ste
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -69,7 +69,10 @@ class Node:
 
 
 class RadixTree:
-    """match, insert, lock, unlock, evict, rollback. ``eviction`` says which unlocked leaf goes next."""
+    """match, insert, lock, unlock, evict, rollback. ``eviction`` says which unlocked leaf goes next.
+
+    on_evict: told of each run that is evicted: the sort key of a prompt through it, its start and end there.
+    """
 
     def __init__(self, page_size: int, eviction: LeastRecentlyUsed | None = None) -> None:
         self.page_size = page_size
@@ -77,6 +80,7 @@ class RadixTree:
         self.root = Node(None, _EMPTY_TOKENS, _EMPTY_PAGES, step=-1, key=b"")
         self.evictable = 0  # pages of nodes that nobody locks
         self.protected = 0  # pages of locked nodes
+        self.on_evict: Callable[[bytes, int, int], None] | None = None
         self._clock = 0
         self._planned: dict[int, list[Node]] = {}  # step -> nodes that it fills, parents first
 
@@ -157,6 +161,8 @@ class RadixTree:
                 self._split(node, victim.keep - node.parent.end)
             freed.append(node.pages)
             out += len(node.pages)
+            if self.on_evict is not None:
+                self.on_evict(node.key, node.parent.end, node.end)
             self._remove(node)
         return freed
 

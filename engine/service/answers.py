@@ -1,4 +1,4 @@
-"""What answers the rows of a task: the one face of a stream to one engine, over several engines, or to another server."""
+"""What answers the rows of a task: the face that a stream has, to one engine, several, or another server."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from spark_llm.engine.service.protocol import StreamOpen, WindowRequest
 
-class Answers(Protocol):
+
+class AnswerSource(Protocol):
     """Rows go in by ``send``, answers come out of ``receive`` in the order in which rows finish.
 
     Both sides may be used by different threads. stopped: no further row is answered, because the query has enough.
@@ -30,3 +32,13 @@ class Answers(Protocol):
 
     def close(self) -> None:
         """Ends the stream and cancels what is unanswered; may be called again, and from any thread."""
+
+
+class Answerer(Protocol):
+    """Whoever opens such streams for a task."""
+
+    def stream(self, header: StreamOpen) -> AnswerSource:
+        """Opens a stream of rows that share ``header``. Close it: that cancels what is unanswered."""
+
+    def window(self, request: WindowRequest) -> int:
+        """How many rows a task may ask next under a LIMIT; 0: the limit is reached."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from spark_llm.engine.request import Completion, Request
 from spark_llm.engine.service.budgets import Budgets
+from spark_llm.engine.service.dispatch_held import Held
 from spark_llm.engine.service.folding import Answer, Claim, Flight, Folding, Stream
 from spark_llm.engine.service.limits import Limits
 from spark_llm.engine.service.protocol import EngineStatus, WindowRequest
@@ -47,6 +48,7 @@ class EngineLoop:
         self.folding = Folding()
         self.results = Results(fingerprint)
         self.budgets = Budgets()
+        self.held: Held | None = None  # prefixes that a router knows, once there is one
         self._limits = Limits()
         self._engine = engine
         self._on_fatal = on_fatal
@@ -92,6 +94,13 @@ class EngineLoop:
         if not rows:
             self._inbox.put(lambda: self._stop(request.query, request.node))
         return rows
+
+    def watch_evictions(self) -> Held:
+        """From now on ``held`` knows what streams ask and what the engine evicts of it."""
+        if self.held is None:
+            self.held = held = Held()
+            self._inbox.put(lambda: self._engine.watch_evictions(held.evicted))
+        return self.held
 
     def close(self, stream: Stream) -> None:
         """Forgets the stream and cancels its rows before the next step."""

@@ -105,6 +105,9 @@ class Requests(threading.Thread):
         prompts, instruction_tokens, shared_tokens = self._text.encode_rows(header, batch)
         is_stopped = self._text.stop_checker(header.params.stop)
         client = Client(header.client, header.query)
+        following = shared_with_next(prompts)
+        if loop.held is not None:
+            loop.held.note(header.system, batch, prompts, following)
         return [
             Request(
                 id=loop.next_id(),
@@ -115,13 +118,13 @@ class Requests(threading.Thread):
                 seed=seed,
                 is_stopped=is_stopped,
                 reuse=header.reuse,
-                hints=Hints(self._stream.id, header.query, following, header.later_calls, shared),
+                hints=Hints(self._stream.id, header.query, shared_next, header.later_calls, shared),
             )
-            for prompt, tokens, shared, following, seed in zip(
+            for prompt, tokens, shared, shared_next, seed in zip(
                 prompts,
                 instruction_tokens.tolist(),
                 shared_tokens.tolist(),
-                shared_with_next(prompts),
+                following,
                 batch.column("seed").to_pylist(),
                 strict=True,
             )

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.flight as flight
 
 from spark_llm.engine.request import FinishReason
+from spark_llm.engine.service.coordinator_protocol import Cluster, Join, Joined
 from spark_llm.engine.service.folding import Answer, Stream
 from spark_llm.engine.service.loop import EngineLoop
 from spark_llm.engine.service.protocol import (
@@ -28,6 +29,8 @@ from spark_llm.engine.service.protocol import (
     WindowGrant,
     WindowRequest,
 )
+from spark_llm.engine.service.remote_member import Member
+from spark_llm.engine.service.remote_server import RemoteServer
 from spark_llm.engine.service.requests import Requests, as_llm_error
 from spark_llm.errors import LlmError
 
@@ -42,6 +45,7 @@ _ACTIONS = {
     "status": "EngineStatus as JSON",
     "window": "WindowRequest as JSON -> WindowGrant as JSON",
     "clear_cache": "drop the result cache in memory",
+    "join": "Join as JSON -> Joined as JSON: listen for tasks of other executors, too",
     "shutdown": "end the process",
 }
 
@@ -57,6 +61,8 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
         self._text = text
         self._owner = owner
         self._end = end
+        self._member: Member | None = None  # of a cluster, once a task has asked for it
+        self._joining = threading.Lock()
         super().__init__(f"grpc+unix://{socket}")
 
     def do_action(self, context: flight.ServerCallContext, action: flight.Action) -> list[flight.Result]:
@@ -68,11 +74,25 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
                 answer = WindowGrant(self._loop.window(_window_request(action.body)))
             case "clear_cache":
                 self._loop.results.clear()
+            case "join":
+                answer = self._join(action.body)
             case "shutdown":
                 threading.Timer(0.1, self._end).start()  # after the answer is out
             case _:
                 raise flight.FlightServerError(f"unknown action {action.type!r}; known are {', '.join(_ACTIONS)}")
         return [flight.Result(pa.py_buffer(msgspec.json.encode(answer)))]
+
+    def _join(self, body: pa.Buffer) -> Joined:
+        with self._joining:
+            if self._member is None:
+                self._member = Member(self._listen, self._loop.watch_evictions().take)
+        try:
+            return self._member.join(msgspec.json.decode(body.to_pybytes(), type=Join))
+        except (OSError, msgspec.MsgspecError) as error:
+            raise flight.FlightServerError(str(error)) from error
+
+    def _listen(self, host: str, cluster: Cluster) -> RemoteServer:
+        return RemoteServer(host, cluster, self.do_exchange)
 
     def list_actions(self, context: flight.ServerCallContext) -> list[tuple[str, str]]:
         return list(_ACTIONS.items())

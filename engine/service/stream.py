@@ -19,11 +19,12 @@ from spark_llm.errors import LlmError
 
 if TYPE_CHECKING:
     from spark_llm.engine.service.client import EngineClient
+    from spark_llm.engine.service.remote import RemoteEngine
 
 log = logging.getLogger(__name__)
 
 RESTARTS = 1  # how often a stream survives the loss of its engine
-_OPENINGS = 5  # how often in a row a stream may find an engine that ends just then (idle timeout)
+OPENINGS = 5  # how often in a row a stream may find an engine that ends just then (idle timeout)
 _BROKEN = (flight.FlightError, pa.ArrowException, OSError, StopIteration)
 
 
@@ -51,10 +52,16 @@ class AnswerStream:
     Both sides may be used by different threads. When the engine is lost the stream starts it once more and sends
     again what is unanswered; a second loss is LLM_ENGINE_LOST, raised by ``receive``.
 
-    stopped: the engine answers no further row, because the limit of the stream's node is reached.
+    stopped: the engine answers no further row, because the limit of the stream's node is reached. changed: the lock of
+    the stream's state, which is notified of answers and of the end; streams may share one.
     """
 
-    def __init__(self, client: EngineClient, header: StreamOpen) -> None:
+    restarts = RESTARTS
+    openings = OPENINGS
+
+    def __init__(
+        self, client: EngineClient | RemoteEngine, header: StreamOpen, changed: threading.Condition | None = None
+    ) -> None:
         self._client = client
         self._header = header
         self._windows: dict[int, _Window] = {}  # row id -> its window, while unanswered
@@ -62,7 +69,7 @@ class AnswerStream:
         self._error: BaseException | None = None
         self._closed = False
         self.stopped = False
-        self._changed = threading.Condition()  # guards everything above
+        self._changed = changed or threading.Condition()  # guards everything above
         self._writing = threading.Lock()  # guards the connection below: one writer at a time
         self._writer: flight.FlightStreamWriter | None = None
         self._reader: flight.FlightStreamReader | None = None
@@ -154,7 +161,7 @@ class AnswerStream:
                     openings += not self._taken_in
                     reason = _reason(error)
                     log.warning("engine lost: %s; rows unanswered=%d", reason, len(self._windows))
-                    if losses > RESTARTS or openings > _OPENINGS:
+                    if losses > self.restarts or openings > self.openings:
                         raise self._lost(losses + openings, reason) from error
                     self._drop()
                     self._client.reconnect()
@@ -197,6 +204,8 @@ class AnswerStream:
                     self._changed.notify_all()
                 continue
             with self._changed:
+                if self._closed:
+                    return
                 for row in chunk.data.column("id").to_pylist():
                     self._windows.pop(row).unanswered.discard(row)
                 self._answers.append(chunk.data)

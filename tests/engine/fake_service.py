@@ -95,6 +95,9 @@ class FakeEngine:
         self.threads.add(threading.get_ident())
         del self.streams[stream]
 
+    def watch_evictions(self, evicted: Callable[[bytes, int, int], None]) -> None:
+        self.evicted = evicted
+
     def add(self, request: Request) -> None:
         self.threads.add(threading.get_ident())
         self.rows[request.id] = request

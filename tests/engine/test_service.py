@@ -230,7 +230,7 @@ def test_a_broken_engine_is_fatal(service: Service) -> None:
 
 def test_actions(service: Service) -> None:
     channel = service.client.channel()
-    assert {name for name, _ in channel.list_actions()} == {"status", "window", "clear_cache", "shutdown"}
+    assert {name for name, _ in channel.list_actions()} == {"status", "window", "clear_cache", "join", "shutdown"}
     status = probe.ask(channel, 5.0)
     assert (status.model, status.dtype, status.owner, status.streams) == ("fake", "none", 1, 0)
     with pytest.raises(flight.FlightError, match="unknown action"):
