@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from spark_llm.config_kinds import BOOLEAN, DEVICE, SIZE, TEXT, TIME, Entry, choice, integer, key
 from spark_llm.config_optimizer import OptimizerConf
+from spark_llm.config_routing import RoutingConf
 from spark_llm.config_spending import SpendingConf
 from spark_llm.cores import executor_cores, usable_cores
 from spark_llm.errors import LlmError
@@ -28,7 +29,7 @@ PREFIX = "spark.llm."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LlmConf(OptimizerConf, SpendingConf):
+class LlmConf(OptimizerConf, RoutingConf, SpendingConf):
     """The typed values of all ``spark.llm.*`` keys. Sizes are bytes, times are seconds.
 
     ``task_cores`` is no key: the cores of the executor that this was read in, 0 where it was not read in one.
@@ -121,9 +122,9 @@ class LlmConf(OptimizerConf, SpendingConf):
         "engine.device",
         DEVICE,
         "auto",
-        "Where an engine computes: `cpu`, `cuda`, `cuda:1` for the second GPU, or `cuda:1,3`, of which as many are taken "
-        "as `spark.llm.engine.tensorParallel` says. `auto` and `cuda` take the GPUs that "
-        "Spark gave the task (`spark.task.resource.gpu.amount`), else the first one; `auto` else the CPU.",
+        "Where an engine computes: `cpu`, `cuda`, `cuda:1` for the second GPU, or `cuda:1,3`, of which as many are "
+        "taken as `spark.llm.engine.tensorParallel` says. `auto` and `cuda` take the GPUs that Spark gave the task "
+        "(`spark.task.resource.gpu.amount`), else the first ones; `auto` else the CPU.",
     )
     quantization: str = key(
         "engine.quantization",

@@ -85,4 +85,6 @@ def check_size(config: ModelConfig, size: int, quantization: str) -> None:
         f"a number that divides the shape of {config.name}: {heads} heads, {kv_heads} K/V heads (or a multiple of "
         f"them), {inner} columns of the MLP" + (f", shares of both in multiples of {multiple}" if multiple > 1 else "")
     )
-    raise LlmError("LLM_INVALID_CONFIG", key="spark.llm.engine.tensorParallel", value=repr(str(size)), expected=expected)
+    raise LlmError(
+        "LLM_INVALID_CONFIG", key="spark.llm.engine.tensorParallel", value=repr(str(size)), expected=expected
+    )

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from spark_llm.config import LlmConf, from_task
-from spark_llm.engine.cuda.device import choose_device, device_dtype
+from spark_llm.engine.cuda import device as device_module
+from spark_llm.engine.cuda.device import choose_device, choose_devices, device_dtype
 from spark_llm.errors import LlmError
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -49,35 +50,46 @@ def test_a_gpu_computes_in_bfloat16_unless_told_otherwise() -> None:
 
 @pytest.mark.parametrize(
     ("text", "device"),
-    [("auto", "auto"), ("CPU", "cpu"), ("cuda", "cuda"), ("cuda:1", "cuda:1"), ("CUDA:12", "cuda:12")],
+    [
+        ("auto", "auto"),
+        ("CPU", "cpu"),
+        ("cuda", "cuda"),
+        ("cuda:1", "cuda:1"),
+        ("CUDA:12", "cuda:12"),
+        ("cuda:1,3",) * 2,
+    ],
 )
 def test_devices_as_users_write_them(text: str, device: str) -> None:
     conf = LlmConf.parse({"spark.llm.engine.device": text})
     assert conf.engine_spec().device == device
 
 
-@pytest.mark.parametrize("text", ["gpu", "cuda:", "cuda:a", "cuda 1", ""])
+@pytest.mark.parametrize("text", ["gpu", "cuda:", "cuda:a", "cuda 1", "cuda:1,", "cuda:,1", ""])
 def test_other_texts_are_no_devices(text: str) -> None:
     with pytest.raises(LlmError, match="LLM_INVALID_CONFIG"):
         LlmConf.parse({"spark.llm.engine.device": text})
 
 
 class FakeTaskContext:
-    """A task with one setting and, perhaps, GPUs that Spark gave it."""
+    """A task with some settings and, perhaps, GPUs that Spark gave it."""
 
-    def __init__(self, device: str, addresses: list[str]) -> None:
-        self._device = device
+    def __init__(self, device: str, addresses: list[str], ranks: int) -> None:
+        self._settings = {
+            "spark.llm.engine.device": device,
+            "spark.llm.engine.tensorParallel": str(ranks),
+            "spark.master": "local[2]",
+        }
         self._addresses = addresses
 
     def getLocalProperty(self, key: str) -> str | None:
-        return {"spark.llm.engine.device": self._device, "spark.master": "local[2]"}.get(key)
+        return self._settings.get(key)
 
     def resources(self) -> dict[str, SimpleNamespace]:
         return {"gpu": SimpleNamespace(addresses=self._addresses)} if self._addresses else {}
 
 
-def task(monkeypatch: pytest.MonkeyPatch, device: str, addresses: list[str]) -> None:
-    context = FakeTaskContext(device, addresses)
+def task(monkeypatch: pytest.MonkeyPatch, device: str, addresses: list[str], ranks: int = 1) -> None:
+    context = FakeTaskContext(device, addresses, ranks)
     monkeypatch.setattr(pyspark.TaskContext, "get", classmethod(lambda _: context))
 
 
@@ -102,3 +114,42 @@ def test_a_gpu_without_a_number_is_an_error(monkeypatch: pytest.MonkeyPatch) -> 
     task(monkeypatch, "auto", ["GPU-1b2c"])
     with pytest.raises(LlmError, match="GPU-1b2c"):
         from_task()
+
+
+@pytest.mark.parametrize(("addresses", "device"), [(["4", "7"], "cuda:4,7"), (["4", "7", "9"], "cuda:4,7")])
+def test_the_gpus_of_a_task_are_those_of_the_ranks(
+    monkeypatch: pytest.MonkeyPatch, addresses: list[str], device: str
+) -> None:
+    task(monkeypatch, "auto", addresses, ranks=2)
+    assert from_task().device == device
+
+
+def test_a_task_with_fewer_gpus_than_ranks_is_told_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    task(monkeypatch, "auto", ["4"], ranks=2)
+    with pytest.raises(LlmError, match=r"spark\.task\.resource\.gpu\.amount=2"):
+        from_task()
+
+
+@pytest.mark.parametrize(
+    ("requested", "count", "found"),
+    [
+        ("auto", 2, [0, 1]),
+        ("cuda", 4, [0, 1, 2, 3]),
+        ("cuda:2", 2, [2, 3]),
+        ("cuda:3,1", 2, [3, 1]),
+        ("cuda:3,1,2", 2, [3, 1]),
+    ],
+)
+def test_the_gpus_of_ranks(monkeypatch: pytest.MonkeyPatch, requested: str, count: int, found: list[int]) -> None:
+    monkeypatch.setattr(device_module, "_why_not", lambda device: None if device.index < 4 else "there are 4 GPUs")
+    assert [device.index for device in choose_devices(requested, "none", count)] == found
+
+
+@pytest.mark.parametrize(
+    ("requested", "count"), [("cpu", 2), ("cuda:3", 2), ("auto", 8), ("cuda:0,1,2", 4), ("cuda:1,1", 2)]
+)
+def test_ranks_without_a_gpu_of_their_own(monkeypatch: pytest.MonkeyPatch, requested: str, count: int) -> None:
+    monkeypatch.setattr(device_module, "_why_not", lambda device: None if device.index < 4 else "there are 4 GPUs")
+    with pytest.raises(LlmError, match=f"takes {count} GPUs") as error:
+        choose_devices(requested, "none", count)
+    assert error.value.condition == "LLM_DEVICE_NOT_AVAILABLE"
