@@ -15,11 +15,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spark_llm.backchannel import Address, Listener
+from spark_llm.coordination import Coordination, DriverAddress
 from spark_llm.tally import Counts, Tally, TaskUpdate
 
 if TYPE_CHECKING:
     from pyspark import Accumulator, SparkContext
     from pyspark.sql import SparkSession
+
+    from spark_llm.config import LlmConf
+    from spark_llm.engine.service.coordinator_protocol import Cluster
 
 _log = logging.getLogger("spark_llm")
 
@@ -123,10 +127,14 @@ def _report(query: str, counts: Counts, by_call: Mapping[str, Report]) -> Report
 
 
 class ReportSink(NamedTuple):
-    """What a task needs to send its counters; travels in the UDF's closure."""
+    """What a task needs to know of the driver; travels in the UDF's closure.
+
+    address: where its counters go. cluster: who knows the engines of all executors, once a query asked for that.
+    """
 
     accumulator: Accumulator[list[TaskUpdate]]
     address: Address | None
+    cluster: Cluster | None = None
 
 
 class Reports:
@@ -134,11 +142,17 @@ class Reports:
 
     def __init__(self, context: SparkContext) -> None:
         self.tally = Tally()
-        self._listener = _listen(self.tally, context)
+        address = DriverAddress.of(context)
+        self.coordination = Coordination(address)
+        self._listener = _listen(self.tally, address)
         self.sink = ReportSink(
             context.accumulator([], _Merging(self.tally)),
             self._listener.address if self._listener else None,
         )
+
+    def coordinate(self, conf: LlmConf) -> None:
+        """From now on ``sink`` names the coordinator of the application's engines. Raises what starting it raises."""
+        self.sink = self.sink._replace(cluster=self.coordination.start(conf))
 
     def report(self, query: str) -> Report | None:
         """The report of one query, None when it has none."""
@@ -168,6 +182,7 @@ class Reports:
     def close(self) -> None:
         """Stop listening to tasks; what is known stays readable."""
         self.tally.close()
+        self.coordination.close()
         if self._listener:
             self._listener.close()
 
@@ -203,17 +218,12 @@ def last_report(spark: SparkSession) -> Report | None:
     return known.report(queries[-1]) if known and queries else None
 
 
-def _listen(tally: Tally, context: SparkContext) -> Listener | None:
+def _listen(tally: Tally, address: DriverAddress) -> Listener | None:
     """Listen where executors reach the driver; on no network whose traffic the user wants encrypted."""
-    conf = context.getConf()
-    bind, host = "127.0.0.1", "127.0.0.1"
-    if not context.master.startswith("local"):
-        if conf.get("spark.network.crypto.enabled") == "true" or conf.get("spark.ssl.enabled") == "true":
-            return None
-        host = conf.get("spark.driver.host") or host
-        bind = conf.get("spark.driver.bindAddress") or host
+    if address.is_private:
+        return None
     try:
-        return Listener(tally, bind, host.strip("[]"))
+        return Listener(tally, address.bind, address.host)
     except OSError as error:
         _log.warning("Reports lack queries that Spark ends early, and there is no progress line: %s", error)
         return None

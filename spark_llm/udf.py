@@ -16,7 +16,9 @@ from spark_llm.asking import Answers, Asker
 from spark_llm.backchannel import Sender
 from spark_llm.call import CallSpec, GroupSpec, PromptPlan
 from spark_llm.call_settings import answer_settings, shared_header, stream_header
+from spark_llm.config_routing import LOCAL
 from spark_llm.engine.service import client
+from spark_llm.engine.service.answers import Answerer, AnswerSource
 from spark_llm.engine.service.protocol import WindowRequest
 from spark_llm.predicate_order import predicate_order
 from spark_llm.tally import TaskUpdate
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from pyspark import TaskContext
 
     from spark_llm.config import LlmConf
+    from spark_llm.engine.service.coordinator_protocol import Cluster
     from spark_llm.report import Reports, ReportSink
 
 PROGRESS_SECONDS = 0.5  # how often a task tells the driver how far it is
@@ -94,7 +97,7 @@ def _answer(
     conf = config.from_task()
     context = TaskContext.get()
     assert context is not None
-    task = _Task(group, conf, context)
+    task = _Task(group, conf, context, sink.cluster)
     askers = [
         Asker(answer_settings(spec, conf, tables, columns), task.opens(spec), task.opens_shared(spec))
         for spec, columns in zip(group.calls, group.arguments, strict=True)
@@ -127,21 +130,22 @@ def _answer(
 class _Task:
     """Who asks: the calls of a plan node, in an attempt of a Spark task, as its session is configured."""
 
-    def __init__(self, group: GroupSpec, conf: LlmConf, context: TaskContext) -> None:
+    def __init__(self, group: GroupSpec, conf: LlmConf, context: TaskContext, cluster: Cluster | None = None) -> None:
         self.query = query_id(context)
         self.on_connect: Callable[[], None] = lambda: None
         self._group = group
         self._conf = conf
         self._context = context
+        self._cluster = cluster if conf.router != LOCAL else None
         # What a lost attempt found let others stop, so the next one has to find it again, without a limit.
         self._limit = group.limit if context.attemptNumber() == 0 else 0
 
-    def opens(self, spec: CallSpec) -> Callable[[], client.AnswerStream]:
+    def opens(self, spec: CallSpec) -> Callable[[], AnswerSource]:
         """What opens a stream for a call's rows."""
         header = stream_header(spec, self._conf, self.query, self._group.node if self._limit else "", self._limit)
         return lambda: self._connect(spec).stream(header)
 
-    def opens_shared(self, spec: CallSpec) -> Callable[[], client.AnswerStream]:
+    def opens_shared(self, spec: CallSpec) -> Callable[[], AnswerSource]:
         """What opens a stream for prompts with several of a call's rows."""
         header = stream_header(spec, self._conf, self.query, self._group.node if self._limit else "", self._limit)
         shared = shared_header(header, spec.prompt or PromptPlan())
@@ -165,7 +169,7 @@ class _Task:
         )
 
     def _grants(self) -> Grant:
-        engines: list[client.EngineClient] = []
+        engines: list[Answerer] = []
 
         def grant(rows: int, hits: int, ended: bool) -> int:
             request = WindowRequest(
@@ -184,9 +188,14 @@ class _Task:
 
         return grant
 
-    def _connect(self, spec: CallSpec) -> client.EngineClient:
+    def _connect(self, spec: CallSpec) -> Answerer:
         self.on_connect()
-        return client.connect(self._conf.engine_spec(spec.model), self._conf.start_timeout)
+        engine = self._conf.engine_spec(spec.model)
+        if self._cluster is None:
+            return client.connect(engine, self._conf.start_timeout)
+        from spark_llm.engine.service import dispatch_client
+
+        return dispatch_client.connect(engine, self._conf.start_timeout, self._cluster, self._conf.router)
 
 
 def prompt_label(prompts: pd.Series) -> str:
