@@ -1,14 +1,12 @@
-"""A cluster in one process: a real coordinator, fake engines with real servers, and a task's client for each of them."""
+"""A cluster in one process: a real coordinator, fake engines with real servers, and a client of tasks for each."""
 
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import pytest
 from fake_service import FakeEngine
 
@@ -34,17 +32,9 @@ class FakeExecutor:
     own: EngineClient
     client: ClusterClient
 
-    def prompts(self) -> list[str]:
+    def prompts(self) -> set[str]:
         """What the engine was asked."""
-        return [bytes(request.prompt.tolist()).decode() for request in self.engine.seen]
-
-    def leave(self) -> None:
-        """The engine goes: its connections end, as when its process does."""
-        membership = self.server._member._membership  # type: ignore[union-attr]
-        assert membership is not None
-        membership.leave()
-        threading.Thread(target=self.server.shutdown, daemon=True).start()  # waits for streams, which end below
-        self.engine.broken = True
+        return {bytes(request.prompt.tolist()).decode() for request in self.engine.seen}
 
 
 class FakeCluster:
@@ -94,8 +84,3 @@ def fake_cluster(
         yield cluster
     finally:
         cluster.close()
-
-
-def without_key(cluster: CoordinatorServer) -> object:
-    """The cluster as someone knows it who does not have its key."""
-    return msgspec.structs.replace(cluster.cluster, key="0" * 64)
