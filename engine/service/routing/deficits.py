@@ -5,9 +5,12 @@ D2LPM (Cao et al., arXiv 2501.14312, algorithm 2), with weights, closed-form ref
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import numpy as np
+
+from spark_llm.engine.service.routing.fleet import Flags, Fleet, Floats
 
 _MAX_IDLE = 65_536  # clients without a row under way whose deficits are remembered
 
@@ -16,8 +19,8 @@ _MAX_IDLE = 65_536  # clients without a row under way whose deficits are remembe
 class Account:
     """One client. deficits: by engine's number, in tokens of service. open: rows under way."""
 
+    deficits: Floats
     weight: float = 1.0
-    deficits: list[float] = field(default_factory=list)
     open: int = 0
 
 
@@ -34,31 +37,24 @@ class Deficits:
         if quantum <= 0:
             raise ValueError(f"a quantum of {quantum}")
         self.quantum = quantum
-        self.speeds: list[float] = []  # by engine's number; 0: there is no such engine (now)
         self.accounts: dict[str, Account] = {}  # clients with rows under way
         self._idle: OrderedDict[str, Account] = OrderedDict()  # longest idle first
 
-    def engine_added(self, engine: int, speed: float) -> None:
-        """Nobody has credit or debt with a new engine."""
-        self.speeds += [0.0] * (engine + 1 - len(self.speeds))
-        self.speeds[engine] = speed
+    def engine_added(self, engine: int) -> None:
+        """Nobody has credit or debt with a new engine; its number may have been another's."""
         for account in (*self.accounts.values(), *self._idle.values()):
-            if engine < len(account.deficits):
-                account.deficits[engine] = 0.0
+            account.deficits[engine : engine + 1] = 0.0
 
-    def engine_lost(self, engine: int) -> None:
-        """Its deficits count no more."""
-        self.speeds[engine] = 0.0
-
-    def opened(self, client: str, rows: int, weight: float) -> Account:
+    def opened(self, client: str, rows: int, weight: float, engines: int) -> Account:
         """The client has more rows under way; its account, with a deficit for every engine."""
         account = self.accounts.get(client)
         if account is None:
-            account = self._idle.pop(client) if client in self._idle else Account()
+            account = self._idle.pop(client) if client in self._idle else Account(np.zeros(engines))
             self.accounts[client] = account
         account.weight = weight
         account.open += rows
-        account.deficits += [0.0] * (len(self.speeds) - len(account.deficits))
+        if len(account.deficits) < engines:
+            account.deficits = np.append(account.deficits, np.zeros(engines - len(account.deficits)))
         return account
 
     def closed(self, client: str, rows: int) -> None:
@@ -70,15 +66,13 @@ class Deficits:
             if len(self._idle) > _MAX_IDLE:
                 self._idle.popitem(last=False)
 
-    def refill(self, account: Account) -> None:
-        """Add quanta until some engine has credit: as many rounds as that takes, at once. Nothing if one has."""
-        share = account.weight * self.quantum
-        here = [engine for engine, speed in enumerate(self.speeds) if speed]
-        deficits, speeds = account.deficits, self.speeds
-        while all(deficits[engine] <= 0 for engine in here):  # a second time only where rounding left a zero
-            rounds = min(math.floor(-deficits[engine] / (share * speeds[engine])) + 1 for engine in here)
-            for engine in here:
-                deficits[engine] += rounds * share * speeds[engine]
+    def refill(self, account: Account, fleet: Fleet) -> Flags:
+        """Add quanta until some engine has credit: as many rounds as that takes, at once. Which ones have."""
+        while not (credit := fleet.here & (account.deficits > 0)).any():  # twice only where rounding left a zero
+            quanta = account.weight * self.quantum * fleet.speeds
+            rounds = np.floor(-account.deficits / quanta)[fleet.here].min() + 1
+            account.deficits[fleet.here] += rounds * quanta[fleet.here]
+        return credit
 
     def charge(self, client: str, engine: int, service: float) -> None:
         """Service that was reserved (or, below 0, given back). A client that is forgotten is not charged."""

@@ -7,8 +7,12 @@ each of its blocks is. What engines evict is told later, or never: a belief may 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import lru_cache
 
+import numpy as np
+
+from spark_llm.engine.service.routing.fleet import Flags, Floats
 from spark_llm.engine.service.routing.group import Path
 
 
@@ -22,26 +26,20 @@ class Holdings:
     def __len__(self) -> int:
         return len(self._engines)
 
-    def missing(self, path: Path, engines: int, count: int) -> list[int]:
+    def missing(self, path: Path, engines: int, count: int) -> Floats:
         """For each of the engines 0 .. count - 1 how many tokens of ``path`` it has to compute.
 
         engines: bits of those that are there; the others get the whole path. O(path + engines).
         """
         total = sum(tokens for _, tokens in path)
-        levels: list[tuple[int, int]] = []
+        missing = np.full(count, float(total))
         held, depth = engines, 0
         for block in path:
             held &= self._engines.get(block.hash, 0)
             if not held:
                 break
             depth += block.tokens
-            levels.append((held, depth))
-        missing = [total] * count
-        seen = 0
-        for held, depth in reversed(levels):
-            for engine in bits(held & ~seen):
-                missing[engine] = total - depth
-            seen |= held
+            missing[_flags(held, count)] = total - depth
         return missing
 
     def add(self, path: Path, engine: int) -> None:
@@ -67,9 +65,8 @@ class Holdings:
         self.remove([hash_ for hash_, engines in self._engines.items() if engines >> engine & 1], engine)
 
 
-def bits(mask: int) -> Iterator[int]:
-    """The numbers of the bits that are set."""
-    while mask:
-        low = mask & -mask
-        yield low.bit_length() - 1
-        mask ^= low
+@lru_cache(4096)
+def _flags(mask: int, count: int) -> Flags:
+    """The lowest ``count`` bits, one by one."""
+    octets = np.frombuffer(mask.to_bytes(-(-count // 8), "little"), np.uint8)
+    return np.unpackbits(octets, count=count, bitorder="little").view(np.bool_)

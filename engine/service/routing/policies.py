@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from spark_llm.engine.service.routing.deficits import Account, Deficits
+from spark_llm.engine.service.routing.fleet import Fleet, Floats
 from spark_llm.engine.service.routing.group import PrefixGroup
 
 _PIECES = 4  # at most, of a group, for each engine
-
-Loads = list[float]  # by engine's number: seconds' worth of rows under way, in tokens of service at speed 1
+_IDLES, _LATE = 0.5, 1.5  # loads that are out of line, by the load of all engines
+_TILT = 1e-6  # of loads that are in line, so that of equal engines the one with the least to do is taken
 
 
 class Part(NamedTuple):
@@ -24,16 +26,13 @@ class Part(NamedTuple):
 
 
 class Policy(Protocol):
-    """Where rows go. Engines are numbers here; ``speeds`` (0: not there) and ``loads`` belong to the router."""
+    """Where rows go. Engines are numbers here; loads are the router's to change."""
 
-    def place(self, group: PrefixGroup, missing: list[int], speeds: list[float], loads: Loads) -> list[Part]:
+    def place(self, group: PrefixGroup, missing: Floats, fleet: Fleet) -> list[Part]:
         """Spread the group's rows over engines, each at most once. missing: tokens of its path that an engine lacks."""
 
-    def engine_added(self, engine: int, speed: float) -> None:
+    def engine_added(self, engine: int) -> None:
         """There is a new engine; the number may have been another's, who is gone."""
-
-    def engine_lost(self, engine: int) -> None:
-        """The engine is gone."""
 
     def settle(self, part: Part, client: str, rows: int, service: float) -> None:
         """``rows`` rows of the part are done, or given up, and took ``service`` in truth."""
@@ -42,17 +41,15 @@ class Policy(Protocol):
 class Whole:
     """A group goes to one engine as a whole; who sent it does not matter."""
 
-    def place(self, group: PrefixGroup, missing: list[int], speeds: list[float], loads: Loads) -> list[Part]:
-        engine = self.choose([i for i, speed in enumerate(speeds) if speed], group, missing, loads)
-        return [Part(engine, group.rows, missing[engine] + group.rows * group.row_cost)]
+    def place(self, group: PrefixGroup, missing: Floats, fleet: Fleet) -> list[Part]:
+        engine = self.choose(group, missing, fleet)
+        return [Part(engine, group.rows, float(missing[engine]) + group.rows * group.row_cost)]
 
-    def choose(self, engines: list[int], group: PrefixGroup, missing: list[int], loads: Loads) -> int:
-        """One of ``engines``."""
+    def choose(self, group: PrefixGroup, missing: Floats, fleet: Fleet) -> int:
+        """The number of an engine that is there."""
         raise NotImplementedError
 
-    def engine_added(self, engine: int, speed: float) -> None: ...
-
-    def engine_lost(self, engine: int) -> None: ...
+    def engine_added(self, engine: int) -> None: ...
 
     def settle(self, part: Part, client: str, rows: int, service: float) -> None: ...
 
@@ -61,18 +58,19 @@ class RoundRobin(Whole):
     """One engine after the other."""
 
     def __init__(self) -> None:
-        self._turn = 0
+        self._turn = -1
 
-    def choose(self, engines: list[int], group: PrefixGroup, missing: list[int], loads: Loads) -> int:
+    def choose(self, group: PrefixGroup, missing: Floats, fleet: Fleet) -> int:
         self._turn += 1
-        return engines[self._turn % len(engines)]
+        engines = np.flatnonzero(fleet.here)
+        return int(engines[self._turn % len(engines)])
 
 
 class LeastLoaded(Whole):
     """The engine that has the least to do, whatever it holds."""
 
-    def choose(self, engines: list[int], group: PrefixGroup, missing: list[int], loads: Loads) -> int:
-        return min(engines, key=lambda engine: loads[engine])
+    def choose(self, group: PrefixGroup, missing: Floats, fleet: Fleet) -> int:
+        return int(np.where(fleet.here, fleet.loads, np.inf).argmin())
 
 
 class LongestPrefix(Whole):
@@ -81,57 +79,64 @@ class LongestPrefix(Whole):
     Preble's rule (arXiv 2407.00023, E2), without its rebalancing: a prefix stays where it is, whatever waits there.
     """
 
-    def choose(self, engines: list[int], group: PrefixGroup, missing: list[int], loads: Loads) -> int:
-        best = min(engines, key=lambda engine: (missing[engine], loads[engine]))
-        held = sum(block.tokens for block in group.path) - missing[best]
-        return best if held > missing[best] + group.own_tokens else min(engines, key=lambda engine: loads[engine])
+    def choose(self, group: PrefixGroup, missing: Floats, fleet: Fleet) -> int:
+        loads = np.where(fleet.here, fleet.loads, np.inf)
+        least = missing[fleet.here].min()
+        if sum(block.tokens for block in group.path) - least > least + group.own_tokens:
+            loads[missing > least] = np.inf
+        return int(loads.argmin())
 
 
 class DoubleDeficit:
-    """D2LPM: of the engines with which the client has credit, the one that would have the rows done first.
+    """D2LPM: of the engines with which the client has credit, the one where the rows cost the cluster least.
 
-    The paper takes the longest match among them, and loses to routing by prefix alone where prefixes are long and
-    answers short. Here what an engine has to do counts against what it lacks of the prefix, both in tokens: a group
-    leaves an engine that holds its prefix when the waiting saved is more than the prefix costs to compute again, for
-    the group itself and for the rows behind it. A group is dealt out in pieces as large as its prefix, so that the
-    same rule decides whether it is split.
+    The paper takes the longest match among them and then the shortest queue; it loses to routing by prefix alone where
+    prefixes are long and answers short, as copies of prefixes fill the caches. Here what an engine lacks of the prefix
+    counts twice, for the rows that wait for it and for those behind them. Its load counts only where it is out of
+    line: an engine with less than half of the load of all, which is about to idle, or with more than half as much
+    again. Between, no engine idles and none is late, and evening out would only copy prefixes.
 
+    A group is dealt out in pieces as large as its prefix, so that the same rule decides whether it is split.
     Credit counts while there are rows of several clients; alone, a client may use any engine as it likes.
     """
 
     def __init__(self, quantum: float) -> None:
         self.deficits = Deficits(quantum)
 
-    def place(self, group: PrefixGroup, missing: list[int], speeds: list[float], loads: Loads) -> list[Part]:
-        account = self.deficits.opened(group.client, group.rows, group.weight)
+    def place(self, group: PrefixGroup, missing: Floats, fleet: Fleet) -> list[Part]:
+        account = self.deficits.opened(group.client, group.rows, group.weight, len(fleet))
         contested = len(self.deficits.accounts) > 1
-        piece = self._piece(group, contested, sum(map(bool, speeds)))
-        placed: dict[int, Part] = {}
-        loads, missing = list(loads), list(missing)  # as they will be
-        queue: list[tuple[float, int, int]] = []
+        row = group.row_cost
+        level = (float(fleet.loads.sum()) + group.rows * row) / fleet.power
+        piece = self._piece(group, contested, len(fleet))
+        loads = fleet.loads.copy()  # as they will be
+        against = self._against(account, contested, missing, fleet, loads, level)
+        parts: dict[int, Part] = {}
         left = group.rows
         while left:
-            if not queue:
-                queue = self._candidates(account, contested, missing, speeds, loads)
-            _, lacks, engine = heapq.heappop(queue)
+            engine = int(against.argmin())
+            if against[engine] == np.inf:
+                against = self._against(account, contested, missing, fleet, loads, level)
+                continue
             rows = min(left, piece)
             left -= rows
-            work = lacks + rows * group.row_cost
-            before = placed.get(engine, Part(engine, 0, 0.0))
-            placed[engine] = Part(engine, before.rows + rows, before.work + work, contested)
-            missing[engine] = 0
-            loads[engine] += work / speeds[engine]
+            work = float(missing[engine]) + rows * row
+            missing[engine] = 0.0
+            before = parts.get(engine)
+            if before is not None:
+                parts[engine] = Part(engine, before.rows + rows, before.work + work, contested)
+            else:
+                parts[engine] = Part(engine, rows, work, contested)
+            load = loads[engine] = float(loads[engine] + work / fleet.speeds[engine])
+            against[engine] = min(load, _IDLES * level) + max(0.0, load - _LATE * level) + _TILT * load
             if contested:
                 account.deficits[engine] -= work
-            if not contested or account.deficits[engine] > 0:
-                heapq.heappush(queue, (loads[engine], 0, engine))
-        return list(placed.values())
+                if account.deficits[engine] <= 0:
+                    against[engine] = np.inf
+        return list(parts.values())
 
-    def engine_added(self, engine: int, speed: float) -> None:
-        self.deficits.engine_added(engine, speed)
-
-    def engine_lost(self, engine: int) -> None:
-        self.deficits.engine_lost(engine)
+    def engine_added(self, engine: int) -> None:
+        self.deficits.engine_added(engine)
 
     def settle(self, part: Part, client: str, rows: int, service: float) -> None:
         if part.charged:
@@ -145,19 +150,14 @@ class DoubleDeficit:
             work = min(work, group.weight * self.deficits.quantum)
         return max(1, int(work / group.row_cost)) if group.row_cost > 0 else group.rows
 
-    def _candidates(
-        self, account: Account, contested: bool, missing: list[int], speeds: list[float], loads: Loads
-    ) -> list[tuple[float, int, int]]:
-        """A heap of (what counts against the engine, what it lacks, engine)."""
-        if contested:
-            self.deficits.refill(account)
-        queue = []
-        for engine, speed in enumerate(speeds):
-            if speed and not (contested and account.deficits[engine] <= 0):
-                lacks = missing[engine]
-                queue.append((loads[engine] + 2 * lacks / speed, lacks, engine))
-        heapq.heapify(queue)
-        return queue
+    def _against(
+        self, account: Account, contested: bool, missing: Floats, fleet: Fleet, loads: Floats, level: float
+    ) -> Floats:
+        """What counts against each engine; infinite: it is not there, or has no credit."""
+        usable = self.deficits.refill(account, fleet) if contested else fleet.here
+        against = np.minimum(loads, _IDLES * level) + np.maximum(loads - _LATE * level, 0.0) + _TILT * loads
+        against += 2 * missing / fleet.speeds
+        return np.where(usable, against, np.inf)
 
 
 POLICIES: dict[str, Callable[[float], Policy]] = {

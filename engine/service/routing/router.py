@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from spark_llm.engine.service.routing.fleet import Fleet
 from spark_llm.engine.service.routing.group import OUTPUT_WEIGHT, PrefixGroup
 from spark_llm.engine.service.routing.holdings import Holdings
 from spark_llm.engine.service.routing.policies import POLICIES, Part
@@ -67,9 +68,8 @@ class Router:
         self.policy = POLICIES[policy](quantum)
         self.holdings = Holdings(max_blocks)
         self._engines: dict[str, _Engine] = {}
-        self._mask = 0  # numbers of engines that are there, as bits
-        self._speeds: list[float] = []
-        self._loads: list[float] = []
+        self._names: dict[int, _Engine] = {}  # by number
+        self._fleet = Fleet()
         self._open: dict[int, _Open] = {}
         self._last_id = 0
 
@@ -81,7 +81,7 @@ class Router:
     def queued(self) -> dict[str, Queued]:
         """What each engine has under way."""
         return {
-            name: Queued(engine.rows, self._loads[engine.number] * engine.speed)
+            name: Queued(engine.rows, float(self._fleet.loads[engine.number]) * engine.speed)
             for name, engine in self._engines.items()
         }
 
@@ -89,14 +89,9 @@ class Router:
         """An engine can be used. speed: relative to others. ValueError: the name is taken, or the speed not above 0."""
         if engine in self._engines or speed <= 0:
             raise ValueError(f"engine {engine} is known" if engine in self._engines else f"a speed of {speed}")
-        number = next((i for i, used in enumerate(self._speeds) if not used), len(self._speeds))
-        if number == len(self._speeds):
-            self._speeds.append(0.0)
-            self._loads.append(0.0)
-        self._speeds[number], self._loads[number] = speed, 0.0
-        self._mask |= 1 << number
-        self._engines[engine] = _Engine(engine, number, speed)
-        self.policy.engine_added(number, speed)
+        number = self._fleet.add(speed)
+        self._engines[engine] = self._names[number] = _Engine(engine, number, speed)
+        self.policy.engine_added(number)
 
     def engine_lost(self, engine: str) -> list[Share]:
         """The engine is gone, or is not to be used any more; what is not done of its shares, to be dispatched anew.
@@ -111,10 +106,9 @@ class Router:
             del self._open[found.share.id]
             if found.counted:
                 self.policy.settle(found.part, found.share.group.client, found.left, 0.0)
-        self.policy.engine_lost(lost.number)
         self.holdings.forget(lost.number)
-        self._mask &= ~(1 << lost.number)
-        self._speeds[lost.number] = self._loads[lost.number] = 0.0
+        self._fleet.remove(lost.number)
+        del self._names[lost.number]
         return [
             found.share._replace(group=msgspec.structs.replace(found.share.group, rows=found.left)) for found in shares
         ]
@@ -129,12 +123,11 @@ class Router:
             (only,) = self._engines.values()
             work = group.rows * group.row_cost + sum(block.tokens for block in group.path)
             return [self._send(group, only, Part(only.number, group.rows, work), counted=False)]
-        missing = self.holdings.missing(group.path, self._mask, len(self._speeds))
-        parts = self.policy.place(group, missing, self._speeds, self._loads)
-        by_number = {engine.number: engine for engine in self._engines.values()}
+        missing = self.holdings.missing(group.path, self._fleet.mask, len(self._fleet))
+        parts = self.policy.place(group, missing, self._fleet)
         for part in parts:
             self.holdings.add(group.path, part.engine)
-        return [self._send(group, by_number[part.engine], part, counted=True) for part in parts]
+        return [self._send(group, self._names[part.engine], part, counted=True) for part in parts]
 
     def finished(self, share: int, rows: int, computed_tokens: int, output_tokens: int) -> None:
         """``rows`` more rows of a share are done, for good or ill: what they cost in all. An unknown share is ignored.
@@ -148,8 +141,8 @@ class Router:
         found.left -= rows
         engine = self._engines[found.share.engine]
         engine.rows -= rows
-        left = self._loads[engine.number] - found.part.work * rows / found.part.rows / engine.speed
-        self._loads[engine.number] = max(0.0, left) if engine.rows else 0.0  # no dust of rounding
+        left = float(self._fleet.loads[engine.number]) - found.part.work * rows / found.part.rows / engine.speed
+        self._fleet.loads[engine.number] = max(0.0, left) if engine.rows else 0.0  # no dust of rounding
         if found.counted and rows:
             service = computed_tokens + OUTPUT_WEIGHT * output_tokens
             self.policy.settle(found.part, found.share.group.client, rows, service)
@@ -169,5 +162,5 @@ class Router:
         share = Share(self._last_id, engine.name, group)
         self._open[share.id] = _Open(share, part, part.rows, counted)
         engine.rows += part.rows
-        self._loads[engine.number] += part.work / engine.speed
+        self._fleet.loads[engine.number] += part.work / engine.speed
         return share
