@@ -1,0 +1,82 @@
+"""Answers that keep to a grammar (JSON schema, regular expression, Lark), by llguidance (github.com/guidance-ai).
+
+llguidance walks the tokens' trie through an Earley parser with a lazily built lexer: a mask costs microseconds and
+nothing is precomputed. Bytes that the grammar forces become tokens as the tokenizer would make them (a token that what
+follows may still lengthen is left to the model), and these need no step of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from spark_llm.errors import LlmError
+
+_LIMITS = LLParserLimits(verbose_errors=False)
+
+
+class Grammar:
+    """A grammar of llguidance's own form, compiled. kind: what the user wrote, for messages.
+
+    LLM_INVALID_CONSTRAINT: it is malformed, or no text keeps to it.
+    """
+
+    def __init__(self, tokenizer: LLTokenizer, grammar: str, kind: str) -> None:
+        self.kind = kind
+        self._first = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
+        if self._first.is_error():
+            raise LlmError("LLM_INVALID_CONSTRAINT", kind=kind, reason=one_line(self._first.get_error()))
+        begun = self._first.deep_copy()
+        self.forced = tuple(_force(begun))
+        self.whole = begun.is_stopped()
+        if self.whole and not begun.is_accepting():
+            raise LlmError("LLM_INVALID_CONSTRAINT", kind=kind, reason="no text keeps to it")
+
+    def start(self, output: Sequence[int]) -> GrammarMatcher:
+        matcher = self._first.deep_copy()  # shares the lexer's states: what one row has built serves all
+        if output:
+            matcher.consume_tokens(list(output))
+        return GrammarMatcher(matcher)
+
+
+class GrammarMatcher:
+    """llguidance's matcher of one row. See Matcher."""
+
+    __slots__ = ("matcher",)
+    candidates = None
+    text = None
+    confidence = None
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self.matcher = matcher
+
+    @property
+    def is_whole(self) -> bool:
+        return self.matcher.is_accepting()
+
+    @property
+    def is_done(self) -> bool:
+        """Also where the matcher has failed: nothing may follow then."""
+        return self.matcher.is_stopped()
+
+    @property
+    def error(self) -> str | None:
+        return one_line(self.matcher.get_error()) if self.matcher.is_error() else None
+
+    def take(self, token: int, log_prob: float) -> list[int]:
+        self.matcher.consume_token(token)
+        return _force(self.matcher)
+
+
+def one_line(message: str) -> str:
+    """The part of llguidance's messages that a user can use: they show the place in lines of their own."""
+    return " ".join(message.split())
+
+
+def _force(matcher: LLMatcher) -> list[int]:
+    """Takes the tokens that the grammar leaves no choice about."""
+    forced = matcher.compute_ff_tokens()
+    if forced:
+        matcher.consume_tokens(forced)
+    return forced

@@ -1,0 +1,73 @@
+"""What scheduling knows of a constraint: which tokens an answer must begin with, and how one row's answer may go on.
+
+Compiled by the text side (compiler.py): labels.py has choices, grammar.py everything that a grammar says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int32]
+KIND_NAMES = {
+    "choices": "choices",
+    "json_schema": "JSON schema",
+    "regex": "regular expression",
+    "grammar": "grammar",
+}  # of Constraint.kind, for messages
+
+
+class Matcher(Protocol):
+    """Where one answer stands. A function of the tokens that it has taken, which are those of the answer.
+
+    candidates: int32, ascending: the only tokens that may come next, where they are few; None: its mask tells.
+    is_whole: the answer may end here. is_done: it must. error: why the constraint could not be followed.
+    text, confidence: of a choice that is whole, see Completion.
+    """
+
+    @property
+    def candidates(self) -> Ints | None: ...
+
+    @property
+    def is_whole(self) -> bool: ...
+
+    @property
+    def is_done(self) -> bool: ...
+
+    @property
+    def error(self) -> str | None: ...
+
+    @property
+    def text(self) -> str | None: ...
+
+    @property
+    def confidence(self) -> float | None: ...
+
+    def take(self, token: int, log_prob: float) -> list[int]:
+        """The answer goes on with ``token``; returns those that must follow, which are taken, too.
+
+        log_prob: of the token among the candidates; NaN where there are none.
+        """
+
+
+class CompiledConstraint(Protocol):
+    """A constraint of one tokenizer; rows share it.
+
+    kind: its name in messages. forced: tokens that every answer begins with. whole: they are the whole answer, which
+    needs no model.
+    """
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def forced(self) -> tuple[int, ...]: ...
+
+    @property
+    def whole(self) -> bool: ...
+
+    def start(self, output: Sequence[int]) -> Matcher:
+        """A matcher that has taken ``output``, which begins with ``forced``."""

@@ -1,0 +1,108 @@
+"""What the constrained rows of a step may answer: lists of tokens, or masks that other threads make meanwhile."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spark_llm.engine.constraints.matcher import Ints, Matcher
+
+if TYPE_CHECKING:
+    from llguidance import LLExecutor
+
+MASK_BITS = 32  # of a mask's word
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepChoices:
+    """Of a plan's answers, in its order, those that are constrained.
+
+    listed: int32 [m], which answers have candidates: int32 [m, most] (most at least 1), ascending, then -1.
+    masked: int32 [n], which answers have a mask; matchers: theirs.
+    """
+
+    listed: Ints
+    candidates: Ints
+    masked: Ints
+    matchers: tuple[Any, ...]
+
+    def only_lists(self, answers: int) -> bool:
+        """Whether all ``answers`` of the step have candidates."""
+        return len(self.listed) == answers
+
+
+def choices_of(matchers: Sequence[Matcher | None]) -> StepChoices | None:
+    """matchers: of a plan's answers, None for free text; None if all are free."""
+    listed: list[int] = []
+    lists: list[Ints] = []
+    masked: list[int] = []
+    masks: list[Any] = []
+    for place, matcher in enumerate(matchers):
+        if matcher is None:
+            continue
+        candidates = matcher.candidates
+        if candidates is None:
+            masked.append(place)
+            masks.append(matcher.matcher)  # type: ignore[attr-defined]
+        else:
+            listed.append(place)
+            lists.append(candidates)
+    if not listed and not masked:
+        return None
+    table = np.full((len(lists), max(map(len, lists), default=1)), -1, np.int32)
+    for row, candidates in zip(table, lists, strict=True):
+        row[: len(candidates)] = candidates
+    return StepChoices(np.array(listed, np.int32), table, np.array(masked, np.int32), tuple(masks))
+
+
+def mask_words(vocab_size: int) -> int:
+    """int32 of a mask: bit ``token % 32`` of word ``token // 32`` is 1 where the token may come next."""
+    return -(-vocab_size // MASK_BITS)
+
+
+class Masks:
+    """Masks on their way: ``wait`` for them."""
+
+    def __init__(self, work: Future[None] | None) -> None:
+        self._work = work
+
+    def wait(self) -> None:
+        """Returns when they are there."""
+        if self._work is not None:
+            self._work.result()
+
+
+@contextmanager
+def masking(choices: StepChoices | None, out: Ints) -> Iterator[Masks]:
+    """Makes the step's masks in other threads while the body runs the model. out: int32 [n, words], contiguous.
+
+    Does not leave before they are made: the rows' matchers are nobody else's until then.
+    """
+    work = None
+    if choices is not None and choices.matchers:
+        pairs = list(zip(choices.matchers, range(len(out)), strict=True))
+        make = _executor().unsafe_compute_mask_ptr
+        work = _thread().submit(make, pairs, out.ctypes.data, out.shape[1] * out.itemsize, len(out))
+    masks = Masks(work)
+    try:
+        yield masks
+    finally:
+        masks.wait()
+
+
+@functools.cache
+def _executor() -> LLExecutor:
+    from llguidance import LLExecutor
+
+    return LLExecutor()
+
+
+@functools.cache
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "masks")
