@@ -9,7 +9,7 @@ from typing import Protocol
 
 from spark_llm.engine.model.config import ModelConfig
 from spark_llm.engine.request import Completion
-from spark_llm.engine.scheduling.lanes import Ints
+from spark_llm.engine.scheduling.lanes import Floats, Ints
 from spark_llm.engine.scheduling.plan import StepPlan
 from spark_llm.engine.scheduling.row import Row
 from spark_llm.engine.scheduling.scheduler import Scheduler
@@ -31,6 +31,9 @@ class Pending(Protocol):
 
     def tokens(self) -> Ints:
         """Waits for the step. int32: a token for each lane of ``plan.sampling``, then of ``plan.decode``. May raise."""
+
+    def log_probs(self) -> Floats:
+        """float32, of the tokens that were chosen among candidates, NaN of others; of a plan with choices only."""
 
 
 class StepRunner(Protocol):
@@ -93,6 +96,7 @@ class Pipeline:
         start = time.perf_counter()
         try:
             tokens = pending.tokens()
+            log_probs = None if plan.choices is None else pending.log_probs()
         except _FAILURES as error:
             for later, _ in reversed(self._in_flight[1:]):
                 self.scheduler.rollback(later, failed=False)
@@ -103,7 +107,7 @@ class Pipeline:
             self.forward_seconds += time.perf_counter() - start
         del self._in_flight[0]
         self.tokens += plan.num_tokens
-        done += self.scheduler.commit(plan, tokens, self._eos_ids)
+        done += self.scheduler.commit(plan, tokens, self._eos_ids, log_probs)
 
     def _fail(self, plan: StepPlan, error: Exception) -> list[Completion]:
         log.error("step %d failed (%d rows, %d tokens)", plan.step, plan.num_rows, plan.num_tokens, exc_info=error)

@@ -9,11 +9,14 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from spark_llm.engine.constraints.matcher import CompiledConstraint
 
 TokenIds = npt.NDArray[np.int32]
 
@@ -88,6 +91,7 @@ class Request:
     instruction_tokens: how many leading prompt tokens belong to template and instruction (for the report).
     seed: for temperature > 0; None lets the engine draw one.
     is_stopped: told the output ids so far after each token; True ends the row (stop strings). None: never.
+    constraint: what its answer keeps to, compiled; None: free text.
     reuse: False neither matches nor leaves anything in the prefix cache (the naive baseline).
     hints: for the prefix cache; None if nothing is known.
     """
@@ -99,6 +103,7 @@ class Request:
     instruction_tokens: int = 0
     seed: int | None = None
     is_stopped: Callable[[Sequence[int]], bool] | None = None
+    constraint: CompiledConstraint | None = None
     reuse: bool = True
     hints: Hints | None = None
 

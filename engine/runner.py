@@ -6,27 +6,36 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from spark_llm.engine.constraints.step import StepChoices, mask_words, masking
 from spark_llm.engine.model.attention import StepAttention
 from spark_llm.engine.model.blocks import plan_attention, slots
+from spark_llm.engine.model.choosing import apply_masks, first_of_best, keep_candidates, log_probs
 from spark_llm.engine.model.config import ModelConfig
 from spark_llm.engine.model.decoder import Decoder, KVPool, StepBatch, as_index
 from spark_llm.engine.model.sampling import sample
-from spark_llm.engine.scheduling.lanes import Ints
+from spark_llm.engine.scheduling.lanes import Floats, Ints
 from spark_llm.engine.scheduling.plan import StepPlan
+from spark_llm.engine.scheduling.row import Row
 
 
 class Done:
-    """A step that has run."""
+    """A step that has run. See Pending."""
 
-    def __init__(self, tokens: Ints) -> None:
+    def __init__(self, tokens: Ints, log_probs: Floats | None = None) -> None:
         self._tokens = tokens
+        self._log_probs = log_probs
 
     def tokens(self) -> Ints:
         return self._tokens
 
+    def log_probs(self) -> Floats:
+        assert self._log_probs is not None
+        return self._log_probs
+
 
 class Runner:
-    """A decoder and its K/V pool. cascade False: shared prefixes are read once per row (the plain path)."""
+    """A decoder and its K/V pool. cascade False: shared prefixes are read once per row (the plain path), and logits of
+    candidates are computed with all others, so that neither batch nor cache changes a bit."""
 
     depth = 1
 
@@ -35,6 +44,7 @@ class Runner:
         self.pool = pool
         self.page_size = page_size
         self.cascade = cascade
+        self._narrows = cascade and decoder.reads_candidates
 
     @property
     def config(self) -> ModelConfig:
@@ -43,8 +53,31 @@ class Runner:
     def launch(self, plan: StepPlan) -> Done:
         """Run the step to its end."""
         sampling = [*plan.lanes.rows_of(plan.sampling), *plan.lanes.rows_of(plan.decode)]
+        if plan.choices is not None:
+            return self._choose(plan, plan.choices, sampling)
         logits = self.decoder.forward(self._batch(plan), self.pool)
         return Done(np.array(sample(logits, sampling), np.int32))
+
+    @torch.inference_mode()
+    def _choose(self, plan: StepPlan, choices: StepChoices, sampling: list[Row]) -> Done:
+        """The same for a step with constrained rows; their masks are made while the model runs."""
+        listed, candidates = torch.from_numpy(choices.listed).long(), torch.from_numpy(choices.candidates).long()
+        masks = np.empty((len(choices.masked), mask_words(self.config.vocab_size)), np.int32)
+        with masking(choices, masks) as making:
+            batch = self._batch(plan)
+            draws = any(row.request.params.temperature > 0 for row in sampling)
+            if choices.only_lists(len(sampling)) and self._narrows and not draws:
+                own = self.decoder.forward(batch, self.pool, candidates).masked_fill(candidates < 0, -torch.inf)
+                tokens = first_of_best(own, candidates)
+            else:
+                logits = self.decoder.forward(batch, self.pool)
+                making.wait()
+                apply_masks(logits, choices.masked, masks)
+                own = keep_candidates(logits, listed, candidates)
+                tokens = torch.tensor(sample(logits, sampling))
+        found = np.full(len(sampling), np.nan, np.float32)
+        found[choices.listed] = log_probs(own, candidates, tokens[listed]).numpy()
+        return Done(tokens.numpy().astype(np.int32), found)
 
     def input_tokens(self, plan: StepPlan) -> Ints:
         """The tokens that decoding rows compute: those sampled last. int32 [len(plan.decode)]."""

@@ -79,13 +79,13 @@ class Masks:
 
 
 @contextmanager
-def masking(choices: StepChoices | None, out: Ints) -> Iterator[Masks]:
+def masking(choices: StepChoices | None, out: Ints | None) -> Iterator[Masks]:
     """Makes the step's masks in other threads while the body runs the model. out: int32 [n, words], contiguous.
 
     Does not leave before they are made: the rows' matchers are nobody else's until then.
     """
     work = None
-    if choices is not None and choices.matchers:
+    if choices is not None and choices.matchers and out is not None:
         pairs = list(zip(choices.matchers, range(len(out)), strict=True))
         make = _executor().unsafe_compute_mask_ptr
         work = _thread().submit(make, pairs, out.ctypes.data, out.shape[1] * out.itemsize, len(out))

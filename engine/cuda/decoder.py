@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spark_llm.engine.cuda.linear import Linear
+from spark_llm.engine.cuda.linear import DenseLinear, Linear
 from spark_llm.engine.cuda.pool import DevicePool
 from spark_llm.engine.cuda.ranks import ALONE, Ranks
 from spark_llm.engine.cuda.weights import DeviceWeights
 from spark_llm.engine.model.config import ModelConfig
 from spark_llm.engine.model.rope import frequencies
 from spark_llm.kernels.activation import silu_and_mul
+from spark_llm.kernels.candidates import candidate_logits
 from spark_llm.kernels.norm import add_rms_norm
 from spark_llm.kernels.paged_attention import attend, merge_parts
 from spark_llm.kernels.rope import rope_and_store
@@ -28,6 +29,7 @@ class DeviceStep:
     long_tile: rows of the query tiles of long items.
     parts: [M], for the first M tokens how many partial results they have; None if no token has more than one.
     most_parts: an upper bound of them. last: [S], the tokens that sample, or None if all do, in their order.
+    candidates: [S, most], or -1: only their logits are wanted; None: those of the whole vocabulary.
     """
 
     tokens: Tensor
@@ -41,6 +43,7 @@ class DeviceStep:
     most_parts: int
     last: Tensor | None
     long_tile: int = 128
+    candidates: Tensor | None = None
 
 
 class DeviceDecoder:
@@ -77,10 +80,18 @@ class DeviceDecoder:
             self._part_out = torch.empty(results * heads * dim, dtype=torch.float32, device=self.device)
         return self._part_out, self._part_lse
 
+    @property
+    def reads_candidates(self) -> bool:
+        """Whether ``forward`` can compute the logits of candidates only: the whole LM head is here, as it is.
+
+        Not in the deterministic mode, whose logits must not hang on what else the step answers.
+        """
+        return isinstance(self.weights.head, DenseLinear) and self.ranks.size == 1
+
     @torch.inference_mode()
     def forward(self, step: DeviceStep, pool: DevicePool) -> Tensor:
         """Writes the K/V of all T tokens and returns the logits [S, vocabulary] in the model's dtype, of several
-        ranks each its own part [S, part of the vocabulary].
+        ranks each its own part [S, part of the vocabulary]; of candidates [S, most], in float32.
 
         K/V of a layer are written before any query reads, so that rows of one step may share a prefix that this very
         step computes. In the last layer only the S tokens that sample go beyond K/V.
@@ -110,7 +121,11 @@ class DeviceDecoder:
             if index == last:
                 normed, scale = _input_of(self.weights.head, residual, config.hidden_size)
             add_rms_norm(self.ranks.sum(layer.down(inner, inner_scale)), residual, following, eps, normed, scale)
-        return self.weights.head(normed, scale)
+        head = self.weights.head
+        if step.candidates is None:
+            return head(normed, scale)
+        assert isinstance(head, DenseLinear), "see reads_candidates"
+        return candidate_logits(normed, head.weight, step.candidates)
 
     def _attend(self, step: DeviceStep, q: Tensor, k_pool: Tensor, v_pool: Tensor, pool: DevicePool) -> Tensor:
         out = torch.empty_like(q)

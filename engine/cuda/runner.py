@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,13 +11,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from spark_llm.engine.cuda.attention_plan import FIELDS, LONG_TILES, Device, Layout, lay_out
+from spark_llm.engine.constraints.step import masking
+from spark_llm.engine.cuda.attention_plan import FIELDS, LONG_TILES, Device, lay_out
+from spark_llm.engine.cuda.chooser import Chooser, lay_choices
 from spark_llm.engine.cuda.decoder import DeviceDecoder, DeviceStep
 from spark_llm.engine.cuda.graphs import DecodeGraphs
 from spark_llm.engine.cuda.inputs import Ints, Staging
 from spark_llm.engine.cuda.pool import DevicePool
 from spark_llm.engine.cuda.sampler import Sampler
-from spark_llm.engine.cuda.step import HostStep, SharedPrefixes, StepInputs, flat_updates, lay_flat
+from spark_llm.engine.cuda.step import SharedPrefixes, StepInputs, flat_updates, lay_flat
 from spark_llm.engine.cuda.team import DeviceLostError, Team
 from spark_llm.engine.model.config import ModelConfig
 from spark_llm.engine.scheduling.plan import StepPlan
@@ -31,14 +34,17 @@ _LOOK_SECONDS = 0.0001  # between two looks at a step that may wait for a rank
 class DevicePending:
     """Tokens on their way back to the host. order: where the plan's n-th answer is among them.
 
+    log_probs: float32, of the answers at ``listed``, on their way, too; None: of no answer.
     lost: set when another rank has ended, for which the device would wait for ever.
     """
 
     def __init__(
         self, tokens: Tensor, event: torch.cuda.Event | None, order: npt.NDArray[np.int64],
-        lost: threading.Event | None = None,
+        lost: threading.Event | None = None, log_probs: Tensor | None = None, listed: Ints | None = None,
     ) -> None:  # fmt: skip
         self._tokens = tokens
+        self._log_probs = log_probs
+        self._listed = listed
         self._event = event
         self._order = order
         self._lost = lost
@@ -52,6 +58,13 @@ class DevicePending:
                 raise DeviceLostError(str(error)) from error
         tokens: npt.NDArray[np.int32] = self._tokens.numpy()[self._order]
         return tokens
+
+    def log_probs(self) -> npt.NDArray[np.float32]:
+        """In the plan's order, once ``tokens`` has waited; NaN where there is none."""
+        found = np.full(len(self._tokens), np.nan, np.float32)
+        if self._log_probs is not None:
+            found[self._listed] = self._log_probs.numpy()
+        return found[self._order]
 
     def _wait(self, event: torch.cuda.Event) -> None:
         if self._lost is None:
@@ -92,6 +105,7 @@ class DeviceRunner:
         self._prefixes = SharedPrefixes(pool.lanes)
         self._staging = Staging(_STAGING, decoder.device)
         self._sampler = Sampler(decoder.device, decoder.config.vocab_size, decoder.ranks)
+        self._chooser = Chooser(self._sampler, self._staging, decoder.config.vocab_size, decoder.ranks)
         self._team = team
         cuda = decoder.device.type == "cuda"
         self._cuda = cuda
@@ -115,14 +129,16 @@ class DeviceRunner:
         """
         inputs = self._lay_out(plan)
         lost: tuple[type[Exception], ...] = _LOST
-        if self._team is not None:
-            self._team.send(inputs)  # before this rank's launches: all launch side by side
-            lost = (Exception,)
-        try:
-            tokens = self.execute(inputs)
-            return self._bring_back(tokens, inputs.step.answer_order)
-        except lost as error:
-            raise DeviceLostError(str(error)) from error
+        with masking(plan.choices, None if inputs.choices is None else inputs.choices.masks) as masks:
+            if self._team is not None:
+                masks.wait()  # the other ranks are told them
+                self._team.send(inputs)  # before this rank's launches: all launch side by side
+                lost = (Exception,)
+            try:
+                tokens, log_probs = self.execute(inputs, masks.wait)
+                return self._bring_back(tokens, log_probs, inputs)
+            except lost as error:
+                raise DeviceLostError(str(error)) from error
 
     def _lay_out(self, plan: StepPlan) -> StepInputs:
         step = lay_flat(plan, self._prefixes, self.layout)
@@ -130,26 +146,37 @@ class DeviceRunner:
         layout = lay_out(step.members, step.long_rows, plan.lanes.table, self.layout)
         if self._most_results is not None and layout.most_parts * len(layout.parts) > self._most_results:
             layout = lay_out(step.members, step.long_rows, plan.lanes.table, self._plain)
-        return StepInputs(updates, step, layout)
+        choices = lay_choices(plan.choices, step.answer_order, self.config.vocab_size)
+        return StepInputs(updates, step, layout, choices)
 
     @torch.inference_mode()
-    def execute(self, inputs: StepInputs) -> Tensor:
+    def execute(self, inputs: StepInputs, ready: Callable[[], None] = lambda: None) -> tuple[Tensor, Tensor | None]:
         """Launches a step: the tokens of the rows that sample, int32 on the device. Arrays are read before it returns.
 
+        And the log-probabilities of those with candidates, float32. ready: waits for masks that are still being made.
         What it raises leaves the ranks, if there are several, in disagreement.
         """
         if self._cuda:
             torch.cuda.set_device(self.decoder.device)  # a thread's own: another one loaded the model
         self._tell_pages(*inputs.updates)
-        logits, lanes = self._forward(inputs.step, inputs.layout)
-        tokens = self._sampler.sample(logits, inputs.step.sampling)
+        step, choices, log_probs = inputs.step, inputs.choices, None
+        graphs = self._graphs if step.only_decodes else None
+        narrows = graphs is None and self.decoder.reads_candidates and self._chooser.narrows(choices, step.sampling)
+        logits, lanes = self._forward(inputs, graphs, narrows=narrows)
+        if choices is None:
+            tokens = self._sampler.sample(logits, step.sampling)
+        elif narrows:
+            tokens, log_probs = self._chooser.choose_listed(logits, choices)
+        else:
+            tokens, log_probs = self._chooser.choose(logits, choices, step.sampling, ready)
         self.pool.last_tokens.index_copy_(0, lanes, tokens)
-        return tokens
+        return tokens, log_probs
 
-    def _forward(self, step: HostStep, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Logits of the rows that sample, and their lanes (int64), on the device."""
-        if self._graphs is not None and step.only_decodes:
-            found = self._graphs.run(step, layout, self._staging)
+    def _forward(self, inputs: StepInputs, graphs: DecodeGraphs | None, *, narrows: bool) -> tuple[Tensor, Tensor]:
+        """Logits of the rows that sample, and their lanes (int64), on the device. narrows: of their candidates only."""
+        step, layout = inputs.step, inputs.layout
+        if graphs is not None:
+            found = graphs.run(step, layout, self._staging)
             if found is not None:
                 return found
         gathers = len(step.last) < len(step.tokens)
@@ -165,6 +192,8 @@ class DeviceRunner:
             "last": step.last,
             "sample_lanes": step.lanes[step.last],
         }
+        if narrows and inputs.choices is not None:
+            arrays["candidates"] = inputs.choices.by_answer()
         views = self._staging.upload(arrays)
         decodes = step.decodes
         if decodes:
@@ -185,6 +214,7 @@ class DeviceRunner:
                 most_parts=layout.most_parts,
                 last=views["last"] if gathers else None,
                 long_tile=layout.long_tile,
+                candidates=views.get("candidates"),
             ),
             self.pool,
         )
@@ -197,14 +227,21 @@ class DeviceRunner:
             views = self._staging.upload({"at": at[piece], "pages": pages[piece]})
             self.pool.table.view(-1).index_copy_(0, views["at"].long(), views["pages"])
 
-    def _bring_back(self, tokens: Tensor, order: npt.NDArray[np.int64]) -> DevicePending:
-        host = torch.empty(len(tokens), dtype=torch.int32, pin_memory=self._cuda)
-        host.copy_(tokens, non_blocking=True)
+    def _bring_back(self, tokens: Tensor, log_probs: Tensor | None, inputs: StepInputs) -> DevicePending:
+        host = self._copy(tokens)
+        own = None if log_probs is None else self._copy(log_probs)
         event = None
         if self._cuda:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-        return DevicePending(host, event, order, self._team.lost if self._team is not None else None)
+        lost = self._team.lost if self._team is not None else None
+        listed = None if inputs.choices is None else inputs.choices.listed
+        return DevicePending(host, event, inputs.step.answer_order, lost, own, listed)
+
+    def _copy(self, values: Tensor) -> Tensor:
+        host = torch.empty(len(values), dtype=values.dtype, pin_memory=self._cuda)
+        host.copy_(values, non_blocking=True)
+        return host
 
     def profile(self, tokens: int, samples: int) -> None:
         """Runs a step of the largest size over the padding's page, so that the peak of memory is known."""

@@ -57,11 +57,16 @@ class Sampler:
 
     def sample(self, logits: Tensor, sampling: Sampling | None) -> Tensor:
         """int32 [S] from logits [S, vocabulary], of several ranks from each one's part."""
+        if sampling is None:
+            return self._ranks.greatest(logits, self.draw(logits, None), self._vocabulary)
+        return self.draw(self._ranks.whole(logits, self._vocabulary), sampling)
+
+    def draw(self, logits: Tensor, sampling: Sampling | None) -> Tensor:
+        """The same from whole logits."""
         out = torch.empty(len(logits), dtype=torch.int32, device=self._device)
         if sampling is None:
             sample(logits, None, None, None, None, None, out)
-            return self._ranks.greatest(logits, out, self._vocabulary)
-        logits = self._ranks.whole(logits, self._vocabulary)
+            return out
         put = self._put
         sample(
             logits, put(sampling.temperature), put(sampling.top_k), put(sampling.top_p), put(sampling.seed),

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spark_llm.engine.cuda.attention_plan import Device, Layout, Members
+from spark_llm.engine.cuda.chooser import HostChoices
 from spark_llm.engine.cuda.inputs import Ints
 from spark_llm.engine.cuda.sampler import Sampling, sampling_of
 from spark_llm.engine.scheduling.lanes import Lanes, PageUpdates
@@ -44,11 +45,15 @@ class HostStep:
 
 @dataclass(slots=True)
 class StepInputs:
-    """All that a rank must know to run a step. updates: of its flat page table, see ``flat_updates``."""
+    """All that a rank must know to run a step. updates: of its flat page table, see ``flat_updates``.
+
+    choices: of its constrained rows; None: there are none.
+    """
 
     updates: tuple[Ints, Ints]
     step: HostStep
     layout: Layout
+    choices: HostChoices | None = None
 
 
 class SharedPrefixes:

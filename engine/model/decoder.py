@@ -92,12 +92,21 @@ class Decoder:
         self.embedding = held.pop("model.embed_tokens.weight")
         self.layers = [Layer(held, f"model.layers.{i}.", config.head_dim, pack=pack) for i in range(config.num_layers)]
         self.norm = held.pop("model.norm.weight")
-        self.head = Linear(held.pop("lm_head.weight", self.embedding), pack=pack)
+        head = held.pop("lm_head.weight", self.embedding)
+        self.head = Linear(head, pack=pack)
+        self._head_rows = None if pack and head is not self.embedding else head  # packed, its rows cannot be read
         self._rope = rope_table(config, context_length).unsqueeze(1)
 
+    @property
+    def reads_candidates(self) -> bool:
+        """Whether ``forward`` can compute the logits of candidates only."""
+        return self._head_rows is not None
+
     @torch.inference_mode()
-    def forward(self, batch: StepBatch, pool: KVPool) -> Tensor:
+    def forward(self, batch: StepBatch, pool: KVPool, candidates: Tensor | None = None) -> Tensor:
         """Writes the K/V of all T tokens and returns the logits [S, vocabulary] of ``batch.last``, float32.
+
+        candidates: int64 [S, most], or -1: only their logits are computed, [S, most]; any number where there is none.
 
         In each layer the K/V of every token are written before any query reads, so that rows of one step may
         share a prefix that this very step computes.
@@ -122,7 +131,12 @@ class Decoder:
         if not len(batch.last):
             return x.new_empty(0, config.vocab_size, dtype=torch.float32)
         hidden = rms_norm(x.index_select(0, batch.last), self.norm, eps)
-        return self.head(hidden).float()
+        if candidates is None:
+            return self.head(hidden).float()
+        assert self._head_rows is not None
+        # rows of a call have most of their candidates in common
+        tokens, places = torch.unique(candidates.clamp(min=0), return_inverse=True)
+        return F.linear(hidden, self._head_rows[tokens]).float().gather(1, places)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

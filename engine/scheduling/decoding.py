@@ -29,6 +29,8 @@ class DecodeReserve:
         lanes = self.lanes
         decoding = lanes.decoding
         unfinished = lanes.computed[decoding] + 1 < lanes.limit[decoding]
+        if lanes.num_constrained:  # what such a row may go on with is known only when its last token is
+            unfinished &= ~lanes.constrained[decoding] | (lanes.computed[decoding] < lanes.known[decoding])
         return decoding[:budget] if unfinished.all() else decoding[unfinished][:budget]
 
     def renew(self, decode: Ints) -> bool:

@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 ANSWER_BYTES = 64 << 20  # of answers that are kept for equal rows
 _ENTRY_BYTES = 400  # of a kept answer, beside its tokens and its key
 # an equal request fails likewise
-_REFUSALS = frozenset({"LLM_CONTEXT_LENGTH_EXCEEDED", "LLM_INVALID_REQUEST", "LLM_BUDGET_EXCEEDED"})
+_REFUSALS = frozenset(
+    {
+        "LLM_ANSWER_INCOMPLETE",
+        "LLM_BUDGET_EXCEEDED",
+        "LLM_CONSTRAINT_FAILED",
+        "LLM_CONTEXT_LENGTH_EXCEEDED",
+        "LLM_INVALID_CONSTRAINT",
+        "LLM_INVALID_REQUEST",
+    }
+)
 
 
 class Answer(NamedTuple):

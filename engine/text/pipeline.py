@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
+from spark_llm.engine.constraints.compiler import ConstraintCompiler
+from spark_llm.engine.constraints.matcher import CompiledConstraint
 from spark_llm.engine.model.read_config import load_config
 from spark_llm.engine.model.source import ModelSource
-from spark_llm.engine.request import TokenIds
+from spark_llm.engine.request import Constraint, TokenIds
 from spark_llm.engine.service.protocol import StreamOpen
 from spark_llm.engine.text.batch import Ints, SegmentBatch
 from spark_llm.engine.text.cuts import CutRule, cut_rule
@@ -27,11 +29,19 @@ _MOST_FRAMES = 64
 class TextPipeline:
     """The tokenizer and chat template of one model. Safe to call from several threads.
 
-    cache_bytes: bound of the memory that remembers encoded pieces between batches.
+    cache_bytes: bound of the memory that remembers encoded pieces between batches. vocab_size, eos_ids: of the model,
+    for constraints.
     Raises LLM_CHAT_TEMPLATE_INVALID for a template that cannot frame a user message.
     """
 
-    def __init__(self, loaded: LoadedTokenizer, cache_bytes: int = _CACHE_BYTES) -> None:
+    def __init__(
+        self,
+        loaded: LoadedTokenizer,
+        cache_bytes: int = _CACHE_BYTES,
+        *,
+        vocab_size: int = 0,
+        eos_ids: Sequence[int] = (),
+    ) -> None:
         self.name = loaded.name
         self._tokenizer: Tokenizer = loaded.tokenizer
         self._cache_bytes = cache_bytes
@@ -44,6 +54,7 @@ class TextPipeline:
         self._segments: SegmentEncoder | None = None
         if self.cut_rule is not None:
             self._segments = SegmentEncoder(self._tokenizer, self.cut_rule, cache_bytes)
+        self._constraints = ConstraintCompiler(self._tokenizer, vocab_size or self._tokenizer.get_vocab_size(), eos_ids)
         self._frames: dict[str | None, ChatFrame] = {}
         self.frame(None)  # a template that fails, fails when the engine starts
 
@@ -56,11 +67,12 @@ class TextPipeline:
         """
         loaded = load_tokenizer(source)
         tokens = loaded.tokenizer.get_vocab_size(with_added_tokens=False)
-        vocab_size = load_config(source).vocab_size
+        config = load_config(source)
+        vocab_size = config.vocab_size
         if tokens > vocab_size:
             reason = f"the tokenizer has {tokens} tokens, the model {vocab_size}"
             raise LlmError("LLM_TOKENIZER_MISSING", model=source.name, reason=reason)
-        return cls(loaded)
+        return cls(loaded, vocab_size=vocab_size, eos_ids=config.eos_ids)
 
     def frame(self, system: str | None) -> ChatFrame:
         """The text around a user message. Raises LLM_CHAT_TEMPLATE_INVALID (for example: no system message)."""
@@ -91,6 +103,14 @@ class TextPipeline:
         shared = (header.shared_segments,) if header.later_calls or header.shared_segments else ()
         prompts, counts = encoder.encode(frame, segments, (header.instruction_segments, *shared))
         return prompts, counts[0], counts[1] if shared else np.zeros(len(prompts), np.int64)
+
+    def constrain(self, system: str | None, constraint: Constraint) -> CompiledConstraint:
+        """What answers to prompts with this system message keep to. Raises LLM_INVALID_CONSTRAINT.
+
+        No token of the prompt is given up for it (token healing): a chat template's last token is one that answers do
+        not lengthen, and a prefix that rows share must not hang on what they answer.
+        """
+        return self._constraints.compile(constraint, self.frame(system).suffix)
 
     def decode(self, outputs: Sequence[Sequence[int]], stop: Sequence[str] = ()) -> list[str]:
         """The answers' texts: without special tokens, cut before the first stop string, outer white space off.
