@@ -21,7 +21,7 @@ from spark_llm.engine.model.source import resolve
 from spark_llm.engine.service.protocol import StreamOpen
 from spark_llm.engine.text.pipeline import TextPipeline
 from spark_llm.engine.text.tokenizer import load_tokenizer
-from spark_llm.prompt import RenderedWindow, render, request_batch
+from spark_llm.rendering import RenderedWindow, render, request_batch
 
 Ints = npt.NDArray[np.int64]
 TokenIds = npt.NDArray[np.int32]

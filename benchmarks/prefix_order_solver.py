@@ -22,7 +22,7 @@ from spark_llm.optimizer.reorder.ggr import ggr_cells
 from spark_llm.optimizer.reorder.hashing import hash_values
 from spark_llm.optimizer.reorder.plan_order import plan_order
 from spark_llm.optimizer.reorder.solver import prefix_rows, solve_cells
-from spark_llm.prompt import RenderedWindow
+from spark_llm.rendering import RenderedWindow
 
 Floats = npt.NDArray[np.float64]
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from spark_llm.asking import Answers, Asker, Bools, CallRows, Ints
+from spark_llm.asking import Asker
 from spark_llm.call import Condition
+from spark_llm.call_rows import Answers, Bools, CallRows, Ints
 from spark_llm.condition import judge
 from spark_llm.engine.service.client import LimitReached
 from spark_llm.first_match import FirstMatches, PairWindow

@@ -10,33 +10,32 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spark_llm.call import FieldSpec
+from spark_llm.answer_form import USAGE_COLUMNS, Usage, detailed, row_choices, why_not
+from spark_llm.call import AnswerForm, Detail, FieldSpec
+from spark_llm.call_rows import Answers, Bools, CallRows, Ints, Request
 from spark_llm.canonical import row_keys
 from spark_llm.errors import LlmError, catalogue
-from spark_llm.prompt import asks
+from spark_llm.rendering import asks
 from spark_llm.sending import Prompt, Prompts
 from spark_llm.shared_prompt import Together, answers
 from spark_llm.tally import Counts
 
 if TYPE_CHECKING:
-    from spark_llm.engine.service.client import AnswerStream
+    from spark_llm.engine.service.answers import AnswerSource
     from spark_llm.optimizer.reorder.order_table import OrderTable
-
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-Answers = npt.NDArray[np.object_]
 
 REMEMBERED_WINDOWS = 4  # how many windows' worth of answers a task keeps for later equal rows
 
 _OVER_BUDGET = "LLM_BUDGET_EXCEEDED"
+_READ = ("id", "text", "error", "finish_reason", "folded", "stored", "confidence", *USAGE_COLUMNS)
 _SUMMED = (
     "prompt_tokens",
     "instruction_tokens",
@@ -58,6 +57,7 @@ class AnswerSettings:
     what a row's draws depend on beside it (``CallSpec.drawn``). fail: a row that cannot be answered fails the query
     instead of being NULL; partial: one beyond the budget does not. order: the field order of each row, None as
     written. instruction_last: the fields stand before the prompt. together: how rows share prompts, None: they do not.
+    form: what every answer must be, None: free text. details: what is told beside it.
     """
 
     fields: Sequence[FieldSpec]
@@ -73,44 +73,8 @@ class AnswerSettings:
     order: OrderTable | None = None
     instruction_last: bool = False
     together: Together | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    """One question and the rows that wait for it, a window each. void: as what its rows count if it got no answer."""
-
-    key: bytes | None
-    text: str | None = None
-    done: bool = False
-    void: Literal["", "over_budget", "skipped"] = ""
-    waiting: list[CallRows] = field(default_factory=list)
-
-
-@dataclass(slots=True, eq=False)
-class CallRows:
-    """A window's rows of one call.
-
-    needed: bool [rows], what the mask says. askable: bool [rows], of these the rows whose arguments ask something.
-    request: int64 [rows], numbers into ``requests``, -1 for a row that is not asked. own: the requests that were sent
-    for this window, the others were for earlier ones. open: how many of ``requests`` are unanswered.
-    """
-
-    columns: list[pa.Array]
-    needed: Bools
-    askable: Bools
-    request: Ints
-    requests: list[_Request] = field(default_factory=list)
-    own: list[_Request] = field(default_factory=list)
-    open: int = 0
-
-    def answered(self) -> int:
-        """About how many rows have their answer, of those that were asked."""
-        rows = len(self.request)
-        return rows * (len(self.requests) - self.open) // len(self.requests) if self.requests else 0
-
-    def texts(self) -> Answers:
-        """object [rows]: the answers, None for NULL and for rows that are not asked or not answered yet."""
-        return np.array([*(request.text for request in self.requests), None], dtype=object)[self.request]
+    form: AnswerForm | None = None
+    details: Sequence[Detail] = ()
 
 
 class Asker:
@@ -123,14 +87,14 @@ class Asker:
     def __init__(
         self,
         settings: AnswerSettings,
-        open_stream: Callable[[], AnswerStream],
-        open_shared: Callable[[], AnswerStream] | None = None,
+        open_stream: Callable[[], AnswerSource],
+        open_shared: Callable[[], AnswerSource] | None = None,
     ) -> None:
         self.counts = Counts()
         self.received = 0
         self._settings = settings
-        self._prompts: Prompts[_Request] = Prompts(settings, open_stream, open_shared)
-        self._memory: OrderedDict[bytes, _Request] = OrderedDict()
+        self._prompts: Prompts[Request] = Prompts(settings, open_stream, open_shared)
+        self._memory: OrderedDict[bytes, Request] = OrderedDict()
 
     @property
     def unanswered(self) -> int:
@@ -145,7 +109,15 @@ class Asker:
             mask = pc.fill_null(own.pop(), False).to_numpy(zero_copy_only=False)
         else:
             mask = np.ones(len(own[0]), np.bool_)
-        return CallRows(own, mask, mask & asks(own[0], own[1:]), np.full(len(own[0]), -1, np.int64))
+        return CallRows(own, mask, mask & self._asks(own), np.full(len(own[0]), -1, np.int64))
+
+    def _asks(self, columns: Sequence[pa.Array]) -> Bools:
+        """bool [rows]: the rows that ask something; where they bring their own choices, those that have some."""
+        form, fields = self._settings.form, list(columns[1:])
+        if form is None or form.field is None:
+            return asks(columns[0], fields)
+        choices = fields.pop(form.field)
+        return asks(columns[0], fields) & np.array([bool(row_choices(text)) for text in choices.to_pylist()], np.bool_)
 
     def ask(self, rows: CallRows, wanted: Bools) -> None:
         """Ask for the rows of a window that are wanted and have not been asked; equal rows share a request."""
@@ -167,17 +139,18 @@ class Asker:
         for name in _SUMMED:
             setattr(self.counts, name, getattr(self.counts, name) + int(np.sum(_column(batch, name))))
         self.counts.last_answer = time.time()
-        columns = (batch[name].to_pylist() for name in ("id", "text", "error", "finish_reason", "folded", "stored"))
-        for number, text, error, reason, folded, stored in zip(*columns, strict=True):
+        columns = (batch[name].to_pylist() for name in _READ)
+        for number, text, error, reason, folded, stored, confidence, *tokens in zip(*columns, strict=True):
             prompt = self._prompts.sent.pop(number)
             if error is not None and prompt.columns is not None and not error.startswith(f"[{_OVER_BUDGET}]"):
                 self._prompts.split(prompt)
                 continue
             rows = len(prompt.requests)
             self.received += rows
+            error = error or self._why_not(prompt, text)
             if error is not None:
                 for request in prompt.requests:
-                    self._fail(self._settle(request, None), error)
+                    self._fail(self._settle(request, None, error, usage=Usage(*tokens)), error)
                 continue
             if stored:
                 self.counts.stored += rows
@@ -187,7 +160,7 @@ class Asker:
                 self.counts.calls += 1
                 self.counts.shared += rows - 1
             if prompt.columns is None:
-                self._settle(prompt.requests[0], text)
+                self._settle(prompt.requests[0], text, None, confidence, Usage(*tokens))
             else:
                 self._read(prompt, text, reason == "length")
 
@@ -195,7 +168,7 @@ class Asker:
         """The query needs no more rows: what is unanswered stays so, and the engine is left alone."""
         for prompt in self._prompts.sent.values():
             for request in prompt.requests:
-                self._settle(request, None).void = "skipped"
+                self._done(request, None).void = "skipped"
         self._prompts.sent.clear()
         self.close()
 
@@ -238,7 +211,7 @@ class Asker:
                 continue
             request = self._memory.get(key) if key is not None else None
             if request is None:
-                request = _Request(key)
+                request = Request(key)
                 new.append(position)
             if key is not None:
                 own[key] = len(rows.requests)
@@ -253,7 +226,7 @@ class Asker:
             self._memory.popitem(last=False)
         return np.array(numbers, np.int64), np.array(new, np.int64)
 
-    def _read(self, prompt: Prompt[_Request], text: str | None, is_cut: bool) -> None:
+    def _read(self, prompt: Prompt[Request], text: str | None, is_cut: bool) -> None:
         """Take the answers of several rows in; those that are not clear are asked alone."""
         assert self._settings.together is not None
         found = answers(text or "", len(prompt.requests), is_cut, self._settings.together.stop)
@@ -266,14 +239,38 @@ class Asker:
         if missing:
             self._prompts.send_alone(*prompt.part(missing))
 
-    def _settle(self, request: _Request, text: str | None) -> _Request:
+    def _why_not(self, prompt: Prompt[Request], text: str | None) -> str | None:
+        """The error of a row whose answer is none of its form."""
+        form = self._settings.form
+        if form is None or text is None:
+            return None
+        reason = why_not(form, text, prompt.choices)
+        return None if reason is None else str(LlmError("LLM_INVALID_ANSWER", reason=reason))
+
+    def _settle(
+        self,
+        request: Request,
+        text: str | None,
+        error: str | None = None,
+        confidence: float | None = None,
+        usage: Usage | None = None,
+    ) -> Request:
+        """The request has its answer, or failed; ``text`` as the model gave it."""
+        details, form = self._settings.details, self._settings.form
+        if not details:
+            return self._done(request, text)
+        if "usage" in details:
+            request.again = detailed(details, form, text, error, confidence)
+        return self._done(request, detailed(details, form, text, error, confidence, usage))
+
+    def _done(self, request: Request, text: str | None) -> Request:
         request.text, request.done = text, True
         for rows in request.waiting:
             rows.open -= 1
         request.waiting.clear()
         return request
 
-    def _fail(self, request: _Request, error: str) -> None:
+    def _fail(self, request: Request, error: str) -> None:
         if request.key is not None:
             self._memory.pop(request.key, None)  # an equal row later gets a chance of its own
         if error.startswith(f"[{_OVER_BUDGET}]"):

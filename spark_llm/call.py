@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 Order = Literal["auto", "as_written"]
+Detail = Literal["error", "confidence", "usage"]
 LINE_TOKENS = 6  # of the number, the colon and the end of a line, where an answer has one for each row
 
 Condition = list[Any]  # on the answers of a group's calls, as spark_llm.condition evaluates it
@@ -75,11 +76,29 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     partial: bool = False
 
 
+class AnswerForm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What every answer of a call is by construction, so that it parses to the call's type.
+
+    kind: "choices": one of ``choices``, or of the row's own, which are a JSON array in the field with the number
+    ``field``; "json_schema": an instance of the JSON Schema ``text``; "regex": a match of ``text``.
+    is_json: the answer is JSON as it stands, which scalars may be, too (3.5, true); else it is plain text.
+    """
+
+    kind: Literal["choices", "json_schema", "regex"]
+    text: str = ""
+    choices: tuple[str, ...] = ()
+    field: int | None = None
+    is_json: bool = False
+
+
 class CallSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The constant part of a call; the UDF's columns are the prompt, then ``fields`` in their order, then the mask.
 
     masked: there is a mask, a BOOLEAN column: rows where it is not true are NULL and not asked.
     order: the call's own option; ``as_written`` keeps prompt rules away from it. prompt, rows, budget: set by rules.
+    answer: None is free text. details: what the UDF tells beside the answer; where there are any, its text is a JSON
+    object with the answer as ``result`` (spark_llm.answer_form). on_error: wins over spark.llm.onError. truncate: cut
+    the longest field of a row whose prompt is too long.
     """
 
     fields: tuple[FieldSpec, ...] = ()
@@ -92,6 +111,10 @@ class CallSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seed: int | None = None
     stop: tuple[str, ...] = ()
     order: Order | None = None
+    answer: AnswerForm | None = None
+    details: tuple[Detail, ...] = ()
+    on_error: Literal["fail", "null"] | None = None
+    truncate: Literal["longest"] | None = None
     masked: bool = False
     prompt: PromptPlan | None = None
     rows: RowPlan | None = None
@@ -124,7 +147,9 @@ class CallSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def _asked(spec: CallSpec, prompt: PromptPlan | None) -> CallSpec:
     """The spec without what changes no answer."""
-    return msgspec.structs.replace(spec, prompt=prompt, rows=None, order=None, masked=False, budget=None)
+    return msgspec.structs.replace(
+        spec, prompt=prompt, rows=None, order=None, masked=False, budget=None, details=(), on_error=None
+    )
 
 
 class GroupSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -10,15 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from spark_llm.answer_form import row_choices
 from spark_llm.canonical import row_keys, row_seed
 from spark_llm.optimizer.reorder.hashing import hash_values
 from spark_llm.optimizer.reorder.window import prefix_order
-from spark_llm.prompt import render, request_batch
+from spark_llm.rendering import render, request_batch
 from spark_llm.shared_prompt import prompts, segments, shared_batch, shared_key
 
 if TYPE_CHECKING:
     from spark_llm.asking import AnswerSettings
-    from spark_llm.engine.service.client import AnswerStream
+    from spark_llm.engine.service.answers import AnswerSource
 
 Ints = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.object_]
@@ -27,11 +28,15 @@ Request = TypeVar("Request")
 
 @dataclass(slots=True, eq=False)
 class Prompt(Generic[Request]):
-    """What was sent: a request alone, or several together; then ``columns`` and ``keys`` have their arguments."""
+    """What was sent: a request alone, or several together; then ``columns`` and ``keys`` have their arguments.
+
+    choices: the row's own, where rows have them.
+    """
 
     requests: list[Request]
     columns: list[pa.Array] | None = None
     keys: Keys | None = None
+    choices: Sequence[str] = ()
 
     def part(self, rows: Sequence[int]) -> tuple[list[pa.Array], list[Request], Keys]:
         """Some of several rows: their columns, requests and keys."""
@@ -47,13 +52,13 @@ class Prompts(Generic[Request]):
     def __init__(
         self,
         settings: AnswerSettings,
-        open_stream: Callable[[], AnswerStream],
-        open_shared: Callable[[], AnswerStream] | None,
+        open_stream: Callable[[], AnswerSource],
+        open_shared: Callable[[], AnswerSource] | None,
     ) -> None:
         self.sent: dict[int, Prompt[Request]] = {}
         self._settings = settings
         self._open = {False: open_stream, True: open_shared or open_stream}
-        self._streams: dict[bool, AnswerStream] = {}  # by whether prompts have several rows
+        self._streams: dict[bool, AnswerSource] = {}  # by whether prompts have several rows
         self._next_id = 0
 
     def receive(self) -> pa.RecordBatch:
@@ -115,14 +120,20 @@ class Prompts(Generic[Request]):
             orders = settings.order.orders(np.stack([hash_values(column) for column in columns[1:]], axis=1))
         rendered = render(columns[0], columns[1:], settings.fields, orders, settings.instruction_last)
         order = prefix_order(rendered.codes)
+        choices = self._choices(columns, order)
         batch = request_batch(
             rendered,
             order,
             self._next_id,
             keys=keys[order].tolist() if settings.fold else None,
             seeds=self._seeds(columns, order),
+            choices=choices,
         )
-        self._put(batch, [Prompt([requests[row]]) for row in order.tolist()], False)
+        sent = [
+            Prompt([requests[row]], choices=own)
+            for row, own in zip(order.tolist(), choices or [()] * len(order), strict=True)
+        ]
+        self._put(batch, sent, False)
 
     def _put(self, batch: pa.RecordBatch, sent: list[Prompt[Request]], is_shared: bool) -> None:
         self.sent.update(enumerate(sent, self._next_id))
@@ -130,6 +141,13 @@ class Prompts(Generic[Request]):
         if is_shared not in self._streams:
             self._streams[is_shared] = self._open[is_shared]()
         self._streams[is_shared].send(batch)
+
+    def _choices(self, columns: Sequence[pa.Array], order: Ints) -> list[tuple[str, ...]] | None:
+        """The choices of each row, in this order, where rows have their own."""
+        form = self._settings.form
+        if form is None or form.field is None:
+            return None
+        return [row_choices(text) for text in columns[1 + form.field].take(pa.array(order)).to_pylist()]
 
     def _seeds(self, columns: Sequence[pa.Array], order: Ints) -> list[int] | None:
         """For draws that repeat, the seed of each row, in this order."""

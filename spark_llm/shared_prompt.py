@@ -77,7 +77,7 @@ def segments(
     together: Together,
     instruction_last: bool = False,
 ) -> list[str]:
-    """The message about ``rows``, which have one left side; cut as in ``spark_llm.prompt``, a right row a segment."""
+    """The message about ``rows``, which have one left side; cut as in spark_llm.rendering, a right row a segment."""
 
     def line(number: int, row: int) -> str:
         return FieldRenderer(specs[number])(columns[1 + number][row].as_py())

@@ -83,6 +83,8 @@ def pairs_per_prompt(call: Call, context: Context) -> int:
 def _why_not(call: Call, context: Context) -> str:
     if not context.may_change_prompts:
         return "spark.llm.optimizer.mayChangePrompts is false"
+    if call.spec.answer is not None or call.spec.details:
+        return "its answers have a type, or details"
     if call.spec.order == "as_written":
         return "order => 'as_written'"
     if not (call.spec.is_repeatable and bool(call.udf.deterministic())):

@@ -1,104 +1,170 @@
-"""The function builder of ``llm(prompt, field, ..., option => constant)``: argument expressions in, one PythonUDF out.
+"""The function builder of ``llm(prompt, field, ..., option => constant)``: argument expressions in, a column out.
 
 Catalyst calls it while it analyses a query, after ``*`` is expanded and columns are resolved; so column names reach the
-prompt and a wrong call fails before anything runs.
+prompt, the column has its type, and a wrong call fails before anything runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
-from spark_llm.call import CallSpec, FieldSpec
+from spark_llm.call import CallSpec, Detail, FieldSpec
 from spark_llm.config import LlmConf
 from spark_llm.errors import LlmError
 from spark_llm.functions import fields
-from spark_llm.functions.options import OPTIONS, check_option, misspelt, option_name, unknown_option
-from spark_llm.optimizer.catalyst.bridge import UDF_NAME, Catalyst, Expression, Jvm, items, module
+from spark_llm.functions.answer import Answer, answer_of
+from spark_llm.functions.constants import Constants
+from spark_llm.functions.options import misspelt, option_name, unknown_option
+from spark_llm.functions.results import typed
+from spark_llm.optimizer.catalyst.bridge import UDF_NAME, Catalyst, Expression, Jvm, module
+
+Column = tuple[FieldSpec, Expression]
+
+_OF_ANSWERS = {
+    "returns",
+    "choices",
+    "schema",
+    "regex",
+    "failOnError",
+    "confidence",
+    "usage",
+}  # CallSpec has none of them
 
 
 class LlmBuilder:
     """Builds calls. ``udf_of(session)`` gives the JVM's UserDefinedPythonFunction of the session's application."""
 
     def __init__(self, catalyst: Catalyst, udf_of: Callable[[Jvm], Jvm]) -> None:
-        self._catalyst = catalyst
+        self.catalyst = catalyst
+        self.constants = Constants(catalyst)
         self._udf_of = udf_of
 
-    def __call__(self, session: Jvm, arguments: Jvm) -> Expression:
-        """The PythonUDF with the arguments (CallSpec as JSON, prompt, field, ...), all STRING.
+    def llm(
+        self,
+        session: Jvm,
+        arguments: Sequence[Expression],
+        *,
+        options: Mapping[str, Any] | None = None,
+        is_null_on_error: bool = False,
+    ) -> Expression:
+        """The column of ``llm(arguments)``. options: what the arguments' own win over.
 
         Raises LlmError with the conditions of wrong calls (LLM_PROMPT_…, LLM_OPTION_…, …) and of wrong settings of the
         session (LLM_UNKNOWN_CONFIG, LLM_INVALID_CONFIG): this is where a SQL ``SET`` is first seen.
         """
-        LlmConf.parse(self._catalyst.settings(session))
-        prompt, *rest = items(arguments) or [None]
+        if not arguments or arguments[0].nodeName() == "NamedArgumentExpression":
+            raise LlmError("LLM_PROMPT_MISSING")
+        columns, given = self.arguments(arguments[1:])
+        given = {**(options or {}), **given}
+        return self.call(session, arguments[0], columns, given, is_null_on_error=is_null_on_error)
+
+    def arguments(self, arguments: Sequence[Expression]) -> tuple[list[Column], dict[str, Any]]:
+        """The fields and the checked options that stand behind the prompt.
+
+        ``choices`` that are no constant are an Expression: each row's own.
+        """
         options: dict[str, Any] = {}
-        columns: list[tuple[FieldSpec, Expression]] = []
-        for argument in rest:
-            name, value = self._named(argument)
+        columns: list[Column] = []
+        for argument in arguments:
+            name, value = named(argument)
             option = option_name(name) if name is not None else None
             if option in options:
                 raise LlmError("LLM_INVALID_OPTION", option=option, value=value.sql(), expected="it only once")
             if option is not None:
-                options[option] = self._option(option, value)
+                options[option] = self.option(option, value)
             elif name is not None and value.nodeName() == "Literal" and misspelt(name):
                 raise unknown_option(name)
             else:
-                columns.append(fields.field(value, name, self._catalyst))
-        given = {name: value for name, value in options.items() if value is not None}
-        spec = CallSpec(fields=tuple(spec for spec, _ in columns), **given)
-        return self._udf(session, spec, [self._prompt(prompt), *(column for _, column in columns)])
+                columns.append(fields.field(value, name, self.catalyst))
+        return columns, {name: value for name, value in options.items() if value is not None}
 
-    def _named(self, argument: Expression) -> tuple[str | None, Expression]:
-        if argument.nodeName() == "NamedArgumentExpression":
-            return str(argument.key()), argument.value()
-        return None, argument
+    def option(self, option: str, value: Expression) -> Any:
+        """The value of an option: checked, None for NULL."""
+        if option == "choices" and fields.is_text_array(value) and not self.constants.is_constant(value):
+            return value
+        return self.constants.option(option, value)
 
-    def _prompt(self, prompt: Expression | None) -> Expression:
-        if prompt is None or prompt.nodeName() == "NamedArgumentExpression":
-            raise LlmError("LLM_PROMPT_MISSING")
+    def call(
+        self,
+        session: Jvm,
+        prompt: Expression,
+        columns: Sequence[Column] = (),
+        options: Mapping[str, Any] | None = None,
+        *,
+        answer: Answer | None = None,
+        is_null_on_error: bool = False,
+    ) -> Expression:
+        """The column of a call: a PythonUDF with the arguments (CallSpec as JSON, prompt, field, ...), all STRING, with
+        what makes the call's type of its text. answer: what it answers, None: what the options say."""
+        conf = LlmConf.parse(self.catalyst.settings(session))
+        given = dict(options or {})
+        columns = list(columns)
+        own_choices = None
+        if not isinstance(given.get("choices", ()), tuple):
+            own_choices = len(columns)
+            columns.append(fields.field(given.pop("choices"), "choices", self.catalyst))
+        answer = answer or answer_of(given, own_choices)
+        given.setdefault("max_tokens", answer.max_tokens(conf.max_output_length))
+        spec = CallSpec(
+            fields=tuple(spec for spec, _ in columns),
+            answer=answer.form,
+            details=_details(given),
+            on_error="null" if is_null_on_error else _on_error(given),
+            **{name: value for name, value in given.items() if name not in _OF_ANSWERS},
+        )
+        udf = self._udf(session, spec, [self._prompt(prompt, answer.hint), *(column for _, column in columns)])
+        return typed(udf, answer.type, spec.details, self.catalyst)
+
+    def text(self, text: str | None) -> Expression:
+        """A STRING literal."""
+        return self.catalyst.literal(text)
+
+    def _prompt(self, prompt: Expression, hint: str) -> Expression:
+        """The prompt with what it says about the form of the answer."""
         if prompt.nodeName() == "Alias":
             prompt = prompt.child()
         if fields.is_null(prompt):
-            return self._catalyst.literal(None)
+            return self.text(None)
         if not fields.is_string(prompt):
             raise LlmError("LLM_PROMPT_NOT_STRING", expression=prompt.sql(), type=prompt.dataType().sql())
-        return prompt
-
-    def _option(self, option: str, value: Expression) -> Any:
-        """The checked value of an option. NULL is what a parameter has that is not given: the option's default."""
-        constant = self._constant(option, value) if option in OPTIONS else None
-        return None if constant is None and option in OPTIONS else check_option(option, constant)
-
-    def _constant(self, option: str, value: Expression) -> Any:
-        """The Python value of an option; LLM_OPTION_NOT_CONSTANT if the analyser cannot know it."""
-        constant = value if value.nodeName() == "Literal" else self._evaluable(value)
-        if not constant.foldable():
-            raise LlmError("LLM_OPTION_NOT_CONSTANT", option=option, expression=value.sql())
-        jvm = self._catalyst.jvm.org.apache.spark.sql.catalyst
-        result = constant.eval(jvm.InternalRow.empty())
-        result = module(jvm, "CatalystTypeConverters").convertToScala(result, constant.dataType())
-        is_array = constant.dataType().getClass().getSimpleName() == "ArrayType"
-        return items(result.toSeq()) if is_array and result is not None else result
-
-    def _evaluable(self, value: Expression) -> Expression:
-        """``value`` after those rewrites of the optimizer without which some constants have no value (nvl, now)."""
-        catalyst = self._catalyst
-        rules = catalyst.jvm.org.apache.spark.sql.catalyst.optimizer
-        columns = catalyst.seq([catalyst.named(value, "value")])
-        plan = catalyst.plans.Project(columns, catalyst.plans.OneRowRelation())
-        plan = rules.ComputeCurrentTime.apply(rules.ReplaceExpressions.apply(plan))
-        return plan.projectList().apply(0).child()
+        if not hint:
+            return prompt
+        if prompt.nodeName() == "Literal" and prompt.value() is not None:
+            return self.text(f"{prompt.value()}\n{hint}")
+        return self.catalyst.expressions.Concat(self.catalyst.seq([prompt, self.text(f"\n{hint}")]))
 
     def _udf(self, session: Jvm, spec: CallSpec, columns: list[Expression]) -> Expression:
         # Only sampling without a seed may answer equal arguments differently: Spark must not repeat such a call.
         udf = self._udf_of(session)
-        return self._catalyst.expressions.PythonUDF(
+        return self.catalyst.expressions.PythonUDF(
             UDF_NAME,
             udf.func(),
             udf.dataType(),
-            self._catalyst.seq([self._catalyst.literal(spec.encode()), *columns]),
+            self.catalyst.seq([self.catalyst.literal(spec.encode()), *columns]),
             udf.pythonEvalType(),
             spec.is_repeatable,
-            module(self._catalyst.expressions, "NamedExpression").newExprId(),
+            module(self.catalyst.expressions, "NamedExpression").newExprId(),
         )
+
+
+def named(argument: Expression) -> tuple[str | None, Expression]:
+    """The name of an argument, if it has one, and its value."""
+    if argument.nodeName() == "NamedArgumentExpression":
+        return str(argument.key()), argument.value()
+    return None, argument
+
+
+def _details(options: Mapping[str, Any]) -> tuple[Detail, ...]:
+    asked: dict[Detail, bool] = {
+        "error": options.get("failOnError") is False,
+        "confidence": options.get("confidence", False),
+        "usage": options.get("usage", False),
+    }
+    return tuple(detail for detail, is_asked in asked.items() if is_asked)
+
+
+def _on_error(options: Mapping[str, Any]) -> Literal["fail", "null"] | None:
+    """What becomes of a row that cannot be answered; None: what the session says."""
+    fails = options.get("failOnError")
+    return None if fails is None else "fail" if fails else "null"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spark_llm.call import FieldSpec
 from spark_llm.errors import LlmError
-from spark_llm.optimizer.catalyst.bridge import Catalyst, Expression, module
+from spark_llm.optimizer.catalyst.bridge import Catalyst, Expression, Jvm, module
 
 _STRINGS = {"StringType", "CharType", "VarcharType"}
 _CAST = {"BooleanType", "ByteType", "ShortType", "IntegerType", "LongType", "DecimalType"}
@@ -13,6 +13,15 @@ _NESTED = {"StructType", "ArrayType", "MapType", "VariantType"}
 
 def is_string(expression: Expression) -> bool:
     return _kind(expression) in _STRINGS
+
+
+def is_struct(expression: Expression) -> bool:
+    return _kind(expression) == "StructType"
+
+
+def is_text_array(expression: Expression) -> bool:
+    """Is it an ARRAY<STRING>?"""
+    return _kind(expression) == "ArrayType" and _kind_of(expression.dataType().elementType()) in _STRINGS
 
 
 def is_null(expression: Expression) -> bool:
@@ -79,4 +88,8 @@ def _to_json(expression: Expression, catalyst: Catalyst) -> Expression:
 
 
 def _kind(expression: Expression) -> str:
-    return str(expression.dataType().getClass().getSimpleName()).removesuffix("$")
+    return _kind_of(expression.dataType())
+
+
+def _kind_of(data_type: Jvm) -> str:
+    return str(data_type.getClass().getSimpleName()).removesuffix("$")

@@ -1,4 +1,4 @@
-"""The named options of ``llm(...)``: which exist, which are reserved for later, and what their values may be."""
+"""The named options of ``llm(...)``: which exist, and what their values may be."""
 
 from __future__ import annotations
 
@@ -65,7 +65,21 @@ def _one_of(*choices: str) -> Callable[[Any], str]:
     return check
 
 
+def _choices(value: Any) -> tuple[str, ...]:
+    found = _texts(value)
+    if isinstance(value, str) or len(set(found)) < len(found):
+        raise ValueError
+    return found
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError
+    return value
+
+
 _TEXT = Option("a STRING that is not empty", _text)
+_FLAG = Option("true or false", _flag)
 
 OPTIONS: dict[str, Option] = {
     "model": _TEXT,
@@ -77,18 +91,17 @@ OPTIONS: dict[str, Option] = {
     "seed": Option("a whole number", _whole(-math.inf)),
     "stop": Option("a STRING or an ARRAY<STRING>, none of them empty", _texts),
     "order": Option("'auto' or 'as_written'", _one_of("auto", "as_written")),
+    "returns": Option("a type, for example 'BOOLEAN' or 'STRUCT<name: STRING, age: INT>'", _text),
+    "choices": Option("an ARRAY<STRING> of different texts, none of them empty; or a column of such arrays", _choices),
+    "schema": Option("a JSON Schema, as a STRING", _text),
+    "regex": Option("a regular expression, as a STRING", _text),
+    "truncate": Option("'longest'", _one_of("longest")),
+    "failOnError": _FLAG,
+    "confidence": _FLAG,
+    "usage": _FLAG,
 }
 
-# Reserved from the start, so that no query's meaning changes when they come.
-NOT_YET: dict[str, str] = {
-    "returns": "typed answers",
-    "choices": "typed answers",
-    "schema": "typed answers",
-    "truncate": "row-error handling",
-    "failOnError": "row-error handling",
-}
-
-_RESERVED = {name.lower(): name for name in (*OPTIONS, *NOT_YET)}
+_RESERVED = {name.lower(): name for name in OPTIONS}
 
 
 def option_name(name: str) -> str | None:
@@ -97,9 +110,7 @@ def option_name(name: str) -> str | None:
 
 
 def check_option(name: str, value: Any) -> Any:
-    """The checked value of an option. LLM_OPTION_NOT_YET, LLM_INVALID_OPTION."""
-    if name in NOT_YET:
-        raise LlmError("LLM_OPTION_NOT_YET", option=name, feature=NOT_YET[name])
+    """The checked value of an option. LLM_INVALID_OPTION."""
     try:
         return OPTIONS[name].check(value)
     except (TypeError, ValueError):

@@ -1,7 +1,7 @@
-"""Where ``llm`` is made known to Spark: the function in the registries, the rules in the session.
+"""Where ``llm`` and the AI functions are made known to Spark: functions in the registries, rules in the session.
 
-The function goes into the registry of built-in functions, too, from which every new session starts: so
-``newSession()`` knows it, and a permanent view may use it (Spark lets views refer to built-in functions only).
+Functions go into the registry of built-in functions, too, from which every new session starts: so ``newSession()``
+knows them, and a permanent view may use them (Spark lets views refer to built-in functions only).
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from spark_llm.call import CallSpec
 from spark_llm.config import LlmConf
+from spark_llm.config_routing import LOCAL, ROUTER_KEY
 from spark_llm.errors import LlmError
 from spark_llm.functions.builder import LlmBuilder
-from spark_llm.functions.options import OPTIONS
+from spark_llm.functions.catalog import Entry, entries
 from spark_llm.functions.planning import Planner, enabled_rules, jvm_udf
-from spark_llm.optimizer.catalyst.bridge import UDF_NAME, Catalyst, Jvm, Node
+from spark_llm.optimizer.catalyst.bridge import Catalyst, Jvm, Node, items
 from spark_llm.optimizer.catalyst.runner import Rule, run_rules
 from spark_llm.optimizer.rules import EARLY_RULES, RULES
 
@@ -31,23 +32,9 @@ MakeUdf = Callable[[Mapping[str, bytes], int], Any]
 
 logger = logging.getLogger("spark_llm.optimizer")
 
-_USAGE = "_FUNC_(prompt, field, ..., option => constant) - Returns the answer of a language model about the fields."
-_ARGUMENTS = f"""
-    Arguments:
-      * prompt - a STRING, the instruction. NULL gives NULL.
-      * field - any columns, `*`, or `name => expression`; each reaches the model as a line `name: value`.
-                NULL in all fields gives NULL.
-      * option - {", ".join(OPTIONS)}.
-  """
-_EXAMPLES = """
-    Examples:
-      > SELECT id, _FUNC_('Is this review positive? Answer yes or no.', review, max_tokens => 2) FROM reviews;
-      > SELECT _FUNC_('Say in five words what this film is about.', * EXCEPT (id)) FROM films;
-  """
-
 
 class Registry:
-    """The function and the rules of one JVM; ``Registry.of(spark)``."""
+    """The functions and the rules of one JVM; ``Registry.of(spark)``."""
 
     _instances: ClassVar[dict[Catalyst, Registry]] = {}
 
@@ -63,7 +50,7 @@ class Registry:
             self._tokens_per_second,
         )
         self._build = LlmBuilder(catalyst, self._udf_of)
-        self._builder = catalyst.builder(self._call)
+        self._builders = {entry: catalyst.builder(self._caller(entry)) for entry in entries()}
         self._rule = catalyst.rule(lambda *given: self._optimize(RULES, *given))
         self._early_rule = catalyst.rule(lambda *given: self._optimize(EARLY_RULES, *given), is_early=True)
 
@@ -75,7 +62,7 @@ class Registry:
         return Registry._instances[catalyst]
 
     def install(self, spark: SparkSession) -> None:
-        """Make ``llm`` callable in the session and in every later one of its application. Idempotent."""
+        """Make the functions callable in the session and in every later one of its application. Idempotent."""
         application = spark.sparkContext.applicationId
         if application not in self._udfs:
             from spark_llm import report, udf
@@ -122,41 +109,55 @@ class Registry:
         return None if reports is None else reports.tokens_per_second()
 
     def _udf_of(self, session: Jvm) -> Jvm:
-        udf = self._udfs.get(session.sparkContext().applicationId())
+        application = session.sparkContext().applicationId()
+        self._coordinate(application, session)
+        udf = self._udfs.get(application)
         if udf is None:
             raise LlmError("LLM_NOT_ENABLED")
         return udf
 
-    def _register(self, functions: Jvm) -> None:
-        identifier = self._identifier()
-        known = functions.lookupFunctionBuilder(identifier)
-        if known.isDefined() and known.get().equals(self._builder):
+    def _coordinate(self, application: str, session: Jvm) -> None:
+        """Where the session's calls may go to engines of other executors, let the UDF know who knows these."""
+        reports = self._reports.get(application)
+        if reports is None or reports.sink.cluster is not None or session.conf().get(ROUTER_KEY, LOCAL) == LOCAL:
             return
-        info = self._catalyst.expressions.ExpressionInfo(
-            "spark_llm.functions",
-            None,
-            UDF_NAME,
-            _USAGE,
-            _ARGUMENTS,
-            _EXAMPLES,
-            "",
-            "misc_funcs",
-            "0.1.0",
-            "",
-            "built-in",
-        )
-        functions.registerFunction(identifier, info, self._builder)
+        reports.coordinate(LlmConf.parse(self._catalyst.settings(session)))
+        self._use(application, self._makers[application])
 
-    def _identifier(self) -> Jvm:
+    def _register(self, functions: Jvm) -> None:
+        last = self._identifier(next(reversed(self._builders)).name)
+        known = functions.lookupFunctionBuilder(last)
+        if known.isDefined() and known.get().equals(next(reversed(self._builders.values()))):
+            return
+        for entry, builder in self._builders.items():
+            info = self._catalyst.expressions.ExpressionInfo(
+                "spark_llm.functions",
+                None,
+                entry.name,
+                entry.usage,
+                entry.arguments,
+                entry.examples,
+                "",
+                "misc_funcs",
+                "0.1.0",
+                "",
+                "built-in",
+            )
+            functions.registerFunction(self._identifier(entry.name), info, builder)
+
+    def _identifier(self, name: str) -> Jvm:
         """The name as this Spark names its built-in functions: bare, or in system.builtin (4.3)."""
         catalyst = self._catalyst.jvm.org.apache.spark.sql.catalyst
         other = catalyst.analysis.FunctionRegistry.builtin().listFunction().head()
-        return catalyst.FunctionIdentifier(UDF_NAME, other.database(), other.catalog())
+        return catalyst.FunctionIdentifier(name, other.database(), other.catalog())
 
-    def _call(self, session: Jvm, arguments: Jvm) -> Jvm:
-        # A session made by newSession() gets its functions from Spark, but its rules from nobody.
-        self._add_rule(session)
-        return self._build(session, arguments)
+    def _caller(self, entry: Entry) -> Callable[[Jvm, Jvm], Jvm]:
+        def call(session: Jvm, arguments: Jvm) -> Jvm:
+            # A session made by newSession() gets its functions from Spark, but its rules from nobody.
+            self._add_rule(session)
+            return entry.build(self._build, session, items(arguments))
+
+        return call
 
     def _add_rule(self, session: Jvm) -> None:
         methods = session.experimental()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from spark_llm.call import FieldSpec
 from spark_llm.engine.service.protocol import REQUEST_SCHEMA
-from spark_llm.prompt import RenderedWindow, asks, render, request_batch
+from spark_llm.rendering import RenderedWindow, asks, render, request_batch
 
 SPECS = (FieldSpec("title"), FieldSpec("year", json=True))
 
