@@ -114,6 +114,8 @@ def _load(
         decoder, pool, layout, graphs=graphs, most_results=_most_results(lanes, batch_tokens), team=team
     )
     runner.prepare()
+    if peers is not None:
+        peers.least(0)  # a rank that fails until here is an engine that does not start
     log.info(
         "model %s on %s: %s, K/V pool of %d pages x %d tokens, %d lanes, loaded in %.1f s",
         config.name, torch.cuda.get_device_name(device), dtype, pages, spec.page_size, lanes, time.monotonic() - begun,

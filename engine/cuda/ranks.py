@@ -42,8 +42,9 @@ class Ranks:
         if self.size == 1:
             return logits
         width = vocabulary_width(vocabulary, self.size)
-        padded = torch.nn.functional.pad(logits, (0, width - logits.shape[1]))
-        joined = self._all(padded).transpose(0, 1).reshape(len(logits), self.size * width)
+        if logits.shape[1] < width:
+            logits = torch.nn.functional.pad(logits, (0, width - logits.shape[1]))
+        joined = self._all(logits).transpose(0, 1).reshape(len(logits), self.size * width)
         return joined[:, :vocabulary].contiguous()
 
     def greatest(self, logits: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:

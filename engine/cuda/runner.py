@@ -256,7 +256,9 @@ class DeviceRunner:
             own=views["none"], shared=views["none"], long=views["none"], parts=None, most_parts=1,
             last=views["last"] if samples < tokens else None,
         )  # fmt: skip
-        self._sampler.sample(self.decoder.forward(step, self.pool), None)
+        logits = self.decoder.forward(step, self.pool)
+        self._sampler.sample(logits, None)
+        self.decoder.ranks.whole(logits, self.config.vocab_size)  # which rows that draw need
         for long_tile in LONG_TILES:
             self._try_attention(long_tile)
 

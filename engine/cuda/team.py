@@ -77,6 +77,8 @@ class Team:
         self._closing = threading.Event()
         slots = tuple(channel.memory("steps") for _ in range(channel.SLOTS))
         self._inherited = (self.rendezvous, *slots)
+        path = os.pathsep.join(filter(None, sys.path))  # they find what this process found
+        environment = os.environ | {"PYTHONPATH": path}
         me = ProcessId.of(os.getpid())
         assert me is not None, "this process lives"
         self._sockets: list[socket.socket] = []
@@ -90,7 +92,7 @@ class Team:
             with theirs:
                 child = subprocess.Popen(
                     [*command, msgspec.json.encode(order).decode()], stdin=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(), *self._inherited),
+                    pass_fds=(theirs.fileno(), *self._inherited), env=environment,
                 )  # fmt: skip
             self._sockets.append(mine)
             self._children.append(child)
