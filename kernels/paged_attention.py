@@ -17,6 +17,7 @@ from torch import Tensor
 
 _LOG2E = 1.4426950408889634
 _INT32_MAX = 2**31 - 1
+_MANY_PROGRAMS = 1024  # about eight on each multiprocessor of a large GPU
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -136,29 +137,26 @@ def _add(scores, v, most, total, sums, scale, EXACT: tl.constexpr, UPCAST: tl.co
 
 @triton.jit(do_not_specialize=["tokens"])
 def _merge(
-    part_out, part_lse, num_parts, out, tokens, HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr
-):
+    part_out, part_lse, num_parts, out, tokens,
+    HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
     parts = tl.load(num_parts + token)
     if parts <= 1:
         return
     dims = tl.arange(0, DIM_PADDED)
     in_dim = dims < DIM
-    at = token * HEADS + head
-    stride = tokens.to(tl.int64) * HEADS
-    most = tl.load(part_lse + at)
-    total = 1.0
-    sums = tl.load(part_out + at * DIM + dims, mask=in_dim, other=0.0)
-    for part in range(1, parts):
-        lse = tl.load(part_lse + at + part * stride)
-        new = tl.maximum(most, lse)
-        mine, theirs = tl.exp2(most - new), tl.exp2(lse - new)
-        more = tl.load(part_out + (at + part * stride) * DIM + dims, mask=in_dim, other=0.0)
-        sums = sums * mine + more * theirs
-        total = total * mine + theirs
-        most = new
-    tl.store(out + at * DIM + dims, (sums / total).to(out.dtype.element_ty), mask=in_dim)
+    at = token * HEADS + tl.program_id(1)
+    part = tl.arange(0, PARTS)
+    is_there = part < parts
+    places = at + part * (tokens.to(tl.int64) * HEADS)
+    # all parts at once: a loop would wait for each
+    lse = tl.load(part_lse + places, mask=is_there, other=-float("inf"))
+    wanted = is_there[:, None] & in_dim[None, :]
+    results = tl.load(part_out + places[:, None] * DIM + dims[None, :], mask=wanted, other=0.0)
+    shares = tl.exp2(lse - tl.max(lse, 0))
+    sums = tl.sum(results * shares[:, None], 0) / tl.sum(shares, 0)
+    tl.store(out + at * DIM + dims, sums.to(out.dtype.element_ty), mask=in_dim)
 
 
 class Launch(NamedTuple):
@@ -170,18 +168,21 @@ class Launch(NamedTuple):
     registers: int | None = None
 
 
-def _launch_options(tile: int, dim: int, exact: bool) -> Launch:
+def _launch_options(tile: int, dim: int, exact: bool, programs: int) -> Launch:
     """What ran fastest. exact: float32, whose products take no tensor cores, but registers above all.
 
-    128 registers a thread let two programs of 8 warps share a multiprocessor: one's products run during the
-    other's softmax.
+    Many small programs hide each other's latencies best as one warp each; few need loads of their own in flight.
+    128 registers a thread let two programs of 8 warps share a multiprocessor: one's products run during the other's
+    softmax.
     """
     if exact:
         return Launch(32 if tile * dim <= 64 * 64 else 16, 8, 2)
     if dim > 128:  # what fits the shared memory of GPUs older or smaller than a Hopper
         return Launch(32, 4 if tile <= 16 else 8, 2)
     if tile <= 16:
-        return Launch(64 if dim > 64 else 128, 4, 3)
+        if dim <= 64:
+            return Launch(128, 4, 3)
+        return Launch(32, 1, 3) if programs >= _MANY_PROGRAMS else Launch(64, 2, 3)
     if tile <= 64:
         return Launch(32 if dim > 64 else 64, 4, 3, 128)
     return Launch(64, 8, 3, 128) if dim > 64 else Launch(128, 8, 2, 128)
@@ -211,7 +212,7 @@ def attend(
     _, heads, dim = q.shape
     kv_heads = k_pool.shape[1]
     exact = q.dtype == torch.float32
-    keys, warps, stages, registers = options or _launch_options(tile, dim, exact)
+    keys, warps, stages, registers = options or _launch_options(tile, dim, exact, len(items) * kv_heads)
     _attend[(len(items), kv_heads)](
         q, k_pool, v_pool, table, items if order is None else order, items, out, part_out, part_lse,
         scale * _LOG2E, part_lse.shape[1] if part_lse.dim() == 3 else 0, table.shape[1], kv_heads * dim,
@@ -253,18 +254,12 @@ def merge_parts(part_out: Tensor, part_lse: Tensor, num_parts: Tensor, out: Tens
 
     part_out: float32 [parts, M, heads, D]; part_lse: [parts, M, heads]; num_parts: int32 [M]; out: [>= M, heads, D].
     """
-    _, tokens, heads, dim = part_out.shape
+    parts, tokens, heads, dim = part_out.shape
     _merge[(tokens, heads)](
-        part_out,
-        part_lse,
-        num_parts,
-        out,
-        tokens,
-        HEADS=heads,
-        DIM=dim,
-        DIM_PADDED=triton.next_power_of_2(dim),
-        num_warps=1,
-    )
+        part_out, part_lse, num_parts, out, tokens,
+        HEADS=heads, DIM=dim, DIM_PADDED=triton.next_power_of_2(dim), PARTS=triton.next_power_of_2(parts),
+        num_warps=1 if parts <= 4 else 4,
+    )  # fmt: skip
 
 
 def merge_parts_reference(part_out: Tensor, part_lse: Tensor, num_parts: Tensor, out: Tensor) -> None:

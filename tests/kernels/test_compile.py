@@ -13,7 +13,7 @@ import pytest
 
 SHARED = 227 << 10  # bytes that a block may have on compute capability 9.0
 SPILLED = 16  # bytes a thread, beside loops
-SPILLED_BY_ATTENTION = 128  # of its largest tile: so two programs fit a multiprocessor
+SPILLED_BY_ATTENTION = 160  # of its largest tile: so two programs fit a multiprocessor
 
 
 @pytest.fixture(scope="module")
