@@ -14,6 +14,24 @@ import msgspec
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
+class BackendSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A server that speaks OpenAI's protocol and computes in an engine's place; the engine's process asks it.
+
+    url: up to ``/v1``. key_env, key_file: where the API key is; both "": there is none. concurrency: most requests under
+    way. rpm, tpm: most requests and tokens a minute of this process; 0: no limit. timeout: of a request, in seconds.
+    retries: how often a row is sent again after what may pass.
+    """
+
+    url: str
+    key_env: str = ""
+    key_file: str = ""
+    concurrency: int = 64
+    rpm: float = 0.0
+    tpm: float = 0.0
+    timeout: float = 600.0
+    retries: int = 5
+
+
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The settings that one engine process is started with.
 
@@ -33,6 +51,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     shares it by whole prompts; ``lpm`` (longest prefix first) and ``fcfs`` (first come, first served) know no clients.
     scheduler_quantum: tokens of service that ``dlpm`` gives a client of weight 1 at a time; 0: as many as a step has.
     idle_timeout: seconds without a stream after which the engine ends; 0 is never.
+    backend: who computes instead; ``model`` is then that server's name of the model.
     """
 
     model: str = "default"
@@ -51,6 +70,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     scheduler_quantum: int = 0
     idle_timeout: float = 300.0
     check_invariants: bool = False
+    backend: BackendSpec | None = None
 
     @property
     def key(self) -> str:

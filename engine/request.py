@@ -117,6 +117,7 @@ class Completion:
     ``error`` is (condition, parameters) of spark_llm.errors when finish_reason is ERROR.
     text: the choice that ``output`` stands for, as it was given; None: the answer is what ``output`` spells.
     confidence: the choice's probability among the choices; None without choices.
+    output_tokens: of the answer, where a server elsewhere counts them; None: they are ``output``.
     """
 
     id: int
@@ -130,4 +131,10 @@ class Completion:
     error: tuple[str, dict[str, str]] | None = None
     text: str | None = None
     confidence: float | None = None
+    output_tokens: int | None = None
     extra: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def num_output(self) -> int:
+        """Tokens of the answer."""
+        return len(self.output) if self.output_tokens is None else self.output_tokens

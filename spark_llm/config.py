@@ -13,11 +13,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from spark_llm.config_backend import BackendConf
 from spark_llm.config_kinds import BOOLEAN, DEVICE, SIZE, TEXT, TIME, Entry, choice, integer, key
 from spark_llm.config_optimizer import OptimizerConf
 from spark_llm.config_routing import RoutingConf
+from spark_llm.config_sharing import SharingConf
 from spark_llm.config_spending import SpendingConf
-from spark_llm.cores import executor_cores, usable_cores
+from spark_llm.cores import EXECUTOR_KEYS, executor_cores, executors, usable_cores
 from spark_llm.errors import LlmError
 
 if TYPE_CHECKING:
@@ -29,10 +31,11 @@ PREFIX = "spark.llm."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LlmConf(OptimizerConf, RoutingConf, SpendingConf):
+class LlmConf(BackendConf, OptimizerConf, RoutingConf, SharingConf, SpendingConf):
     """The typed values of all ``spark.llm.*`` keys. Sizes are bytes, times are seconds.
 
-    ``task_cores`` is no key: the cores of the executor that this was read in, 0 where it was not read in one.
+    No keys: ``task_cores``, the cores of the executor that this was read in, 0 where it was not read in one, and
+    ``executors``, how many the application has at most.
     """
 
     model: str = key(
@@ -172,14 +175,15 @@ class LlmConf(OptimizerConf, RoutingConf, SpendingConf):
         "Check the engine's bookkeeping after every step; slow, for finding bugs.",
     )
     task_cores: int = 0
+    executors: int = 1
 
     @classmethod
     def parse(cls, settings: Mapping[str, str]) -> LlmConf:
-        """The configuration in ``settings`` (other keys than ``spark.llm.*`` only say the executor's cores).
+        """The configuration in ``settings`` (other keys than ``spark.llm.*`` only say what executors there are).
 
         Raises LlmError LLM_UNKNOWN_CONFIG (with the nearest key) or LLM_INVALID_CONFIG.
         """
-        values: dict[str, Any] = {"task_cores": executor_cores(settings)}
+        values: dict[str, Any] = {"task_cores": executor_cores(settings), "executors": executors(settings)}
         for name, text in settings.items():
             if name.startswith(PREFIX):
                 entry = entries().get(name) or _unknown(name)
@@ -190,6 +194,9 @@ class LlmConf(OptimizerConf, RoutingConf, SpendingConf):
         """What an engine for ``model`` (default: ``spark.llm.model``) is started with on this machine."""
         from spark_llm.engine.config import EngineSpec
 
+        backend = self.backend_spec(self.executors)
+        if backend is not None:  # which knows nothing of devices and formats
+            return EngineSpec(model=model or self.model, idle_timeout=self.idle_timeout, backend=backend)
         return EngineSpec(
             model=model or self.model,
             dtype=self.dtype,  # type: ignore[arg-type]
@@ -203,6 +210,8 @@ class LlmConf(OptimizerConf, RoutingConf, SpendingConf):
             quantization=self.quantization,  # type: ignore[arg-type]
             tensor_parallel=self.tensor_parallel,
             deterministic=self.deterministic,
+            scheduler=self.scheduler,  # type: ignore[arg-type]
+            scheduler_quantum=self.scheduler_quantum,
             idle_timeout=self.idle_timeout,
             check_invariants=self.check_invariants,
         )
@@ -232,7 +241,7 @@ def from_task() -> LlmConf:
     context = TaskContext.get()
     if context is None:
         raise RuntimeError("from_task() outside of a Spark task")
-    keys = [*entries(), "spark.master", "spark.executor.cores"]
+    keys = [*entries(), *EXECUTOR_KEYS]
     found = {key: context.getLocalProperty(key) for key in keys}
     conf = LlmConf.parse({key: text for key, text in found.items() if text is not None})
     gpus = context.resources().get("gpu")

@@ -35,7 +35,12 @@ What is set on a session with `enable()`, `spark.conf.set` or `SET` belongs to t
 from what Spark was started with, as for every key of Spark.
 
 """
-_GROUPS = (("Calls", "spark.llm."), ("Plans", "spark.llm.optimizer."), ("Engine", "spark.llm.engine."))
+_GROUPS = (
+    ("Calls", "spark.llm."),
+    ("Plans", "spark.llm.optimizer."),
+    ("Engine", "spark.llm.engine."),
+    ("Other servers", "spark.llm.backend"),
+)
 
 
 def render() -> str:

@@ -1,10 +1,38 @@
-"""How many cores an executor has, as Spark's settings and the operating system tell."""
+"""How many executors there are and how many cores each has, as Spark's settings and the operating system tell."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Mapping
+
+EXECUTOR_KEYS = (
+    "spark.master",
+    "spark.executor.cores",
+    "spark.executor.instances",
+    "spark.cores.max",
+    "spark.dynamicAllocation.enabled",
+    "spark.dynamicAllocation.maxExecutors",
+)  # what the functions below read
+
+
+def executors(settings: Mapping[str, str]) -> int:
+    """The most executors of the application as Spark's settings tell them; 1 where they do not say."""
+
+    def number(name: str) -> int:
+        text = settings.get(name, "")
+        return int(text) if text.isdigit() else 0
+
+    master = settings.get("spark.master", "")
+    if match := re.fullmatch(r"local-cluster\[\s*(\d+)\s*,.*\]", master):
+        return max(1, int(match[1]))
+    if master.startswith("local"):
+        return 1
+    if settings.get("spark.dynamicAllocation.enabled", "") == "true":
+        return max(1, number("spark.dynamicAllocation.maxExecutors"))
+    cores = number("spark.executor.cores")
+    by_cores = number("spark.cores.max") // cores if cores else 0
+    return max(1, number("spark.executor.instances") or by_cores)
 
 
 def executor_cores(settings: Mapping[str, str]) -> int:

@@ -26,6 +26,8 @@ _ENTRY_BYTES = 400  # of a kept answer, beside its tokens and its key
 _REFUSALS = frozenset(
     {
         "LLM_ANSWER_INCOMPLETE",
+        "LLM_BACKEND_REFUSED",
+        "LLM_BACKEND_UNAVAILABLE",
         "LLM_BUDGET_EXCEEDED",
         "LLM_CONSTRAINT_FAILED",
         "LLM_CONTEXT_LENGTH_EXCEEDED",

@@ -24,7 +24,7 @@ from spark_llm.engine.service.protocol import EngineStatus, WindowRequest
 from spark_llm.engine.service.results import Results
 
 if TYPE_CHECKING:
-    from spark_llm.engine.core import Engine
+    from spark_llm.engine.service.served import ServedEngine
 
 log = logging.getLogger("loop")
 
@@ -41,7 +41,7 @@ class EngineLoop:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: ServedEngine,
         on_fatal: Callable[[BaseException], None],
         fingerprint: Callable[[], str] = lambda: "unknown",
     ) -> None:
@@ -87,6 +87,10 @@ class EngineLoop:
         A Request is for the engine; a Completion is there already, from the result cache or as a refusal.
         """
         self._inbox.put(lambda: self._add(stream, received, claim, outcomes))
+
+    def wake(self) -> None:
+        """The engine has work that nobody submitted: answers from elsewhere have come."""
+        self._inbox.put(lambda: None)
 
     def window(self, request: WindowRequest) -> int:
         """Rows of the task's next window; 0 if the limit is reached: then all open streams of the node are stopped."""
@@ -246,7 +250,7 @@ class EngineLoop:
     def _keep(self, flight: Flight, completion: Completion, told: Iterable[Stream]) -> None:
         """Accounts for a computed row, and leaves its answer to the result cache."""
         for stream in told:
-            self.budgets.answered(stream.query, len(completion.output))
+            self.budgets.answered(stream.query, completion.num_output)
             break
         cache = next((stream.cache for stream in told if stream.cache is not None), None)
         if cache is not None and flight.key is not None and completion.error is None:

@@ -20,6 +20,7 @@ from spark_llm.engine.service.watch import Life
 from spark_llm.errors import LlmError
 
 if TYPE_CHECKING:
+    from spark_llm.engine.backend.engine import RemoteEngine
     from spark_llm.engine.core import Engine
 
 log = logging.getLogger("main")
@@ -29,13 +30,18 @@ _SWITCH_SECONDS = 0.0005
 _FLUSH_SECONDS = 5.0  # for writing the last answers to the result cache when the process ends
 
 
-def load_engine(spec: EngineSpec) -> Engine:
+def load_engine(spec: EngineSpec) -> Engine | RemoteEngine:
+    """The engine of ``spec``, or the server that answers in its place. Raises LlmError."""
+    if spec.backend is not None:
+        from spark_llm.engine.backend.engine import RemoteEngine
+
+        return RemoteEngine(spec)
     from spark_llm.engine import loading  # imports torch: after the watch over the owner has begun
 
     return loading.load_engine(spec)
 
 
-def main(load: Callable[[EngineSpec], Engine] = load_engine) -> NoReturn:
+def main(load: Callable[[EngineSpec], Engine | RemoteEngine] = load_engine) -> NoReturn:
     """Runs the process to its end; never returns. ``load`` makes the engine."""
     order = msgspec.json.decode(sys.argv[1], type=Order)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -56,11 +62,9 @@ def main(load: Callable[[EngineSpec], Engine] = load_engine) -> NoReturn:
         life.end("it failed", code=1)
 
 
-def _serve(order: Order, load: Callable[[EngineSpec], Engine], life: Life) -> NoReturn:
+def _serve(order: Order, load: Callable[[EngineSpec], Engine | RemoteEngine], life: Life) -> NoReturn:
     begun = time.monotonic()
     engine = load(order.spec)
-    from spark_llm.engine.model.fingerprint import fingerprint
-    from spark_llm.engine.model.source import resolve
     from spark_llm.engine.service.loop import EngineLoop
     from spark_llm.engine.service.server import EngineServer
 
@@ -69,15 +73,31 @@ def _serve(order: Order, load: Callable[[EngineSpec], Engine], life: Life) -> No
     loop = EngineLoop(
         engine,
         on_fatal=lambda error: life.end(f"{type(error).__name__}: {error}", code=1),
-        fingerprint=lambda: fingerprint(resolve(order.spec.model), engine.dtype),
+        fingerprint=lambda: _fingerprint(order.spec, engine),
     )
     life.before_end = lambda: loop.results.flush(_FLUSH_SECONDS)
+    if order.spec.backend is not None:
+        from spark_llm.engine.backend.engine import RemoteEngine
+
+        assert isinstance(engine, RemoteEngine)
+        engine.on_answers = loop.wake
     loop.start()
     # the server is reachable from here on: an engine that answers is ready
     with EngineServer(order.socket, loop, engine.text, order.owner.pid, end=lambda: life.end("shutdown action")):
         seconds = time.monotonic() - begun
         log.info("ready after %.1f s: %s %s", seconds, engine.model_config.name, engine.dtype)
         life.stay(loop.idle_seconds, order.spec.idle_timeout)
+
+
+def _fingerprint(spec: EngineSpec, engine: Engine | RemoteEngine) -> str:
+    if spec.backend is not None:
+        from spark_llm.engine.backend.text import fingerprint_of
+
+        return fingerprint_of(spec.backend.url, engine.model_config.name)
+    from spark_llm.engine.model.fingerprint import fingerprint
+    from spark_llm.engine.model.source import resolve
+
+    return fingerprint(resolve(spec.model), engine.dtype)
 
 
 def _lift_limits() -> None:

@@ -33,7 +33,7 @@ from spark_llm.errors import LlmError
 
 if TYPE_CHECKING:
     from spark_llm.engine.service.loop import EngineLoop
-    from spark_llm.engine.text.pipeline import TextPipeline
+    from spark_llm.engine.service.served import ServedText
 
 log = logging.getLogger("requests")
 
@@ -47,7 +47,7 @@ class Requests(threading.Thread):
     def __init__(
         self,
         loop: EngineLoop,
-        text: TextPipeline,
+        text: ServedText,
         header: StreamOpen,
         stream: Stream,
         reader: flight.MetadataRecordBatchReader,

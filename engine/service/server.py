@@ -35,7 +35,7 @@ from spark_llm.engine.service.requests import Requests, as_llm_error
 from spark_llm.errors import LlmError
 
 if TYPE_CHECKING:
-    from spark_llm.engine.text.pipeline import TextPipeline
+    from spark_llm.engine.service.served import ServedText
 
 log = logging.getLogger("server")
 
@@ -56,7 +56,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
     The socket's folder decides who may connect. ``end`` is called for the ``shutdown`` action.
     """
 
-    def __init__(self, socket: str, loop: EngineLoop, text: TextPipeline, owner: int, end: Callable[[], None]) -> None:
+    def __init__(self, socket: str, loop: EngineLoop, text: ServedText, owner: int, end: Callable[[], None]) -> None:
         self._loop = loop
         self._text = text
         self._owner = owner
@@ -204,7 +204,7 @@ def _take(outbox: queue.SimpleQueue[list[Answer]]) -> list[Answer]:
     return answers
 
 
-def _answer_batch(text: TextPipeline, header: StreamOpen, answers: list[Answer]) -> pa.RecordBatch:
+def _answer_batch(text: ServedText, header: StreamOpen, answers: list[Answer]) -> pa.RecordBatch:
     rows = [answer.completion for answer in answers]
     spelled = [c.output for c in rows if c.finish_reason != FinishReason.ERROR and c.text is None]
     texts = iter(text.decode(spelled, header.params.stop))
@@ -219,7 +219,7 @@ def _answer_batch(text: TextPipeline, header: StreamOpen, answers: list[Answer])
         [min(c.cached_tokens, c.instruction_tokens) for c in rows],
         [c.computed_tokens for c in rows],
         [c.recomputed_tokens for c in rows],
-        [0 if answer.folded or answer.stored else len(answer.completion.output) for answer in answers],
+        [0 if answer.folded or answer.stored else answer.completion.num_output for answer in answers],
         [answer.folded for answer in answers],
         [answer.stored for answer in answers],
         [c.confidence for c in rows],
