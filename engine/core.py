@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,12 @@ from spark_llm.engine.invariants import validate_invariants
 from spark_llm.engine.model.config import ModelConfig
 from spark_llm.engine.pipeline import Pipeline, StepRunner
 from spark_llm.engine.request import Completion, FinishReason, Request
+from spark_llm.engine.scheduling.accounts import Service
+from spark_llm.engine.scheduling.policies import waiting_queue
 from spark_llm.engine.scheduling.scheduler import Scheduler
-from spark_llm.engine.scheduling.waiting import LongestPrefixFirst
 
 if TYPE_CHECKING:
+    from spark_llm.engine.constraints.matcher import CompiledConstraint
     from spark_llm.engine.text.pipeline import TextPipeline
 
 log = logging.getLogger(__name__)
@@ -30,8 +33,11 @@ _CPU_ROWS = 256  # that run at a time
 class EngineStats:
     """Totals since the start, and what is there now. Seconds are wall time of the engine's thread.
 
-    tokens: through the model so far, prompts and answers, also of rows that are not done.
-    wasted_tokens: of these, computed for rows that had ended or gone while the step was in flight.
+    tokens: through the model so far, prompts and answers, also of rows that are not done: the sum of
+    prefill_tokens (of prompts, for the first time), decode_tokens (of answers), repeated_tokens (computed before) and
+    wasted_tokens (of answers that had ended or gone while the step was in flight). The other token counts are of
+    rows that are done, recomputed_tokens with what failed steps computed.
+    forced_tokens: of answers, that a constraint left no choice about, so that no step sampled them.
     forward_seconds: inside the model, on a GPU waiting for it; step_seconds: whole steps, forward pass included.
     """
 
@@ -43,8 +49,12 @@ class EngineStats:
     cached_tokens: int = 0
     computed_tokens: int = 0
     recomputed_tokens: int = 0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    repeated_tokens: int = 0
     wasted_tokens: int = 0
     output_tokens: int = 0
+    forced_tokens: int = 0
     rows_answered: int = 0
     preemptions: int = 0
     failed_steps: int = 0
@@ -69,10 +79,12 @@ class Engine:
         self.text = text
         self.dtype = dtype
         self.runner = runner
+        batch = spec.max_batch_tokens or _CPU_BATCH_TOKENS
         self.scheduler = Scheduler(
             cache,
-            LongestPrefixFirst(),
-            max_batch_tokens=spec.max_batch_tokens or _CPU_BATCH_TOKENS,
+            # A smaller quantum would not let others come sooner, as a step is not interrupted; a larger one might.
+            waiting_queue(spec.scheduler, spec.scheduler_quantum or batch),
+            max_batch_tokens=batch,
             max_running_rows=spec.max_running_rows or _CPU_ROWS,
         )
         config = self.model_config
@@ -80,7 +92,7 @@ class Engine:
         longest = min(config.context_length, config.sliding_window or config.context_length)
         self.context_length = min(spec.context_length or longest, longest)
         self._pipeline = Pipeline(self.scheduler, runner, frozenset(config.eos_ids))
-        self._refused: list[Completion] = []
+        self._at_once: list[Completion] = []
         self._totals = EngineStats(total_pages=cache.pool.total)
 
     @property
@@ -97,9 +109,17 @@ class Engine:
             self._refuse(request, "LLM_INVALID_REQUEST", {"reason": "the prompt has no tokens"})
         elif max_tokens < 1:
             self._refuse(request, "LLM_INVALID_REQUEST", {"reason": f"max_tokens is {max_tokens}, below 1"})
+        elif not 0 < request.client.weight < math.inf:
+            reason = f"the client's weight is {request.client.weight}, and not a number above 0"
+            self._refuse(request, "LLM_INVALID_REQUEST", {"reason": reason})
+        elif request.constraint is not None and request.constraint.whole:
+            self._at_once.append(_known_answer(request, request.constraint))
         elif length + max_tokens > limit:
             parameters = {"length": str(length), "max_tokens": str(max_tokens), "limit": str(limit)}
             self._refuse(request, "LLM_CONTEXT_LENGTH_EXCEEDED", parameters)
+        elif request.constraint is not None and len(request.constraint.forced) >= max_tokens:
+            parameters = {"kind": request.constraint.kind, "max_tokens": str(max_tokens)}
+            self._refuse(request, "LLM_ANSWER_INCOMPLETE", parameters)
         else:
             self.scheduler.add(request)
 
@@ -111,21 +131,26 @@ class Engine:
         """The stream has ended: its hints are void."""
         self.scheduler.cache.eviction.close(stream)
 
+    def watch_evictions(self, evicted: Callable[[bytes, int, int], None]) -> None:
+        """``evicted(key, start, end)`` is told that tokens [start, end) of the prompt with this sort key are not cached
+        any more; it is called within steps, so it must be quick."""
+        self.scheduler.cache.tree.on_evict = evicted
+
     def cancel(self, ids: Iterable[int]) -> None:
         """Forget rows and free their pages at once; they get no completion."""
         cancelled = set(ids)
         for request_id in cancelled:
             self.scheduler.cancel(request_id)
-        self._refused = [refused for refused in self._refused if refused.id not in cancelled]
+        self._at_once = [answer for answer in self._at_once if answer.id not in cancelled]
 
     def has_work(self) -> bool:
         """Whether ``step`` has anything to do."""
-        return bool(self._refused) or len(self.scheduler) > 0 or len(self._pipeline) > 0
+        return bool(self._at_once) or len(self.scheduler) > 0 or len(self._pipeline) > 0
 
     def step(self) -> list[Completion]:
         """Compute one batch; the rows that are done. An exception out of here is fatal for the engine."""
         start = time.perf_counter()
-        done, self._refused = self._refused, []
+        done, self._at_once = self._at_once, []
         if len(self.scheduler) or len(self._pipeline):
             done += self._pipeline.advance()
             if self.spec.check_invariants:
@@ -139,13 +164,20 @@ class Engine:
         totals, scheduler, pipeline = self._totals, self.scheduler, self._pipeline
         totals.waiting, totals.running = len(scheduler.waiting), scheduler.num_running
         totals.free_pages = scheduler.cache.available
-        totals.preemptions, totals.wasted_tokens = scheduler.preemptions, scheduler.wasted_tokens
+        totals.preemptions, totals.forced_tokens = scheduler.preemptions, scheduler.forced_tokens
+        computed = scheduler.charging.computed
+        totals.prefill_tokens, totals.decode_tokens = computed.prefill, computed.decode
+        totals.repeated_tokens, totals.wasted_tokens = computed.recomputed, computed.wasted
         totals.steps, totals.failed_steps = pipeline.steps, pipeline.failed_steps
         totals.tokens, totals.forward_seconds = pipeline.tokens, pipeline.forward_seconds
         return totals
 
+    def clients(self) -> dict[str, Service]:
+        """What each user with rows here has been given, and how many of its rows wait and run."""
+        return self.scheduler.accounts.status()
+
     def _refuse(self, request: Request, condition: str, parameters: dict[str, str]) -> None:
-        self._refused.append(
+        self._at_once.append(
             Completion(
                 id=request.id,
                 output=[],
@@ -166,3 +198,10 @@ class Engine:
             totals.recomputed_tokens += completion.recomputed_tokens
             totals.output_tokens += len(completion.output)
             totals.rows_answered += completion.finish_reason is not FinishReason.ERROR
+
+
+def _known_answer(request: Request, constraint: CompiledConstraint) -> Completion:
+    """The only answer that there is."""
+    output = list(constraint.forced)
+    matcher = constraint.start(output)
+    return Completion(request.id, output, FinishReason.STOP, 0, 0, 0, text=matcher.text, confidence=matcher.confidence)

@@ -13,6 +13,7 @@ from spark_llm.engine.scheduling.row import Row
 Ints = npt.NDArray[np.int32]
 Wide = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,10 @@ class Lanes:
         self.told: Wide = np.zeros(count, np.int64)
         self.ignores_eos: Flags = np.zeros(count, np.bool_)
         self.is_checked: Flags = np.zeros(count, np.bool_)  # a stop checker wants each token
+        self.constrained: Flags = np.zeros(count, np.bool_)  # its next token hangs on the last one: planned when known
+        self.num_constrained = 0
         self.draws: Flags = np.zeros(count, np.bool_)  # temperature above 0
+        self.account: Ints = np.zeros(count, np.int32)  # slot of the query that the row is charged to
         self.table: Ints = np.zeros((count, 16), np.int32)
         self.answers: Ints = np.zeros((count, 16), np.int32)
         self._free = list(range(count - 1, -1, -1))
@@ -101,6 +105,9 @@ class Lanes:
         self.ignores_eos[lane] = params.ignore_eos
         self.is_checked[lane] = row.request.is_stopped is not None
         self.draws[lane] = params.temperature > 0
+        self.constrained[lane] = row.request.constraint is not None
+        self.num_constrained += row.request.constraint is not None
+        self.account[lane] = row.account.slot if row.account is not None else 0
         self.table = _widen(self.table, -(-row.limit // self.page_size))
         self.answers = _widen(self.answers, params.max_tokens)
         if row.output:
@@ -112,6 +119,8 @@ class Lanes:
         self._left |= bool(self.decodes[lane])
         self.decodes[lane] = False
         self.generation[lane] += 1
+        self.num_constrained -= bool(self.constrained[lane])
+        self.constrained[lane] = False
         self.num_pages[lane] = self.told[lane] = 0
         self.rows[lane] = None
         self._free.append(lane)
@@ -175,6 +184,15 @@ class Lanes:
         known = self.known[lanes]
         self.answers[lanes, known - self.prompt[lanes]] = tokens
         self.known[lanes] = known + 1
+
+    def follow(self, row: Row, tokens: list[int]) -> int:
+        """Add tokens to the row's answer that no step has sampled; returns how many its limit has allowed."""
+        lane = row.lane
+        known = int(self.known[lane])
+        count = min(len(tokens), int(self.limit[lane]) - known)
+        self.answers[lane, known - row.num_prompt :][:count] = tokens[:count]
+        self.known[lane] = known + count
+        return count
 
     def add_pages(self, lanes: Ints, counts: Wide, pages: Ints) -> None:
         """Lane i gets the next ``counts[i]`` of ``pages``."""

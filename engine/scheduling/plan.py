@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from spark_llm.engine.cache.radix import Node
+from spark_llm.engine.constraints.step import StepChoices, choices_of
 from spark_llm.engine.scheduling.lanes import Ints, Lanes, PageUpdates, Wide
 from spark_llm.engine.scheduling.row import Scheduled
 
@@ -26,7 +27,8 @@ class StepPlan:
     decode: int32 [d], lanes that compute one token each, at ``positions`` (int32 [d]): the one sampled last, which
     the host may not know yet.
     page_updates: what the lanes' page tables have got since the plan before; a lane whose row is new begins at 0.
-    alone: one row of a step that failed, by itself. generations: of the lanes in ``sampling`` and ``decode``.
+    alone: one row of a step that failed, by itself. generations, accounts: of the lanes in ``sampling`` and ``decode``.
+    choices: what its constrained rows may answer; None: there are none.
     held: nodes whose rows left while the step was in flight; it holds their locks until it is done.
     """
 
@@ -37,8 +39,10 @@ class StepPlan:
     decode: Ints = field(default_factory=_none)
     positions: Ints = field(default_factory=_none)
     generations: Wide = field(default_factory=lambda: np.empty(0, np.int64))
+    accounts: Ints = field(default_factory=_none)
     page_updates: PageUpdates = NO_UPDATES
     alone: bool = False
+    choices: StepChoices | None = None
     held: list[Node] = field(default_factory=list)
 
     def seal(self, decode: Ints) -> None:
@@ -48,8 +52,12 @@ class StepPlan:
         self.positions = lanes.computed[decode].astype(np.int32)
         lanes.computed[decode] += 1
         self.sampling = np.array([s.lane for s in self.rows if s.samples], np.int32)
-        self.generations = lanes.generation[np.concatenate([self.sampling, decode])]
+        sampled = np.concatenate([self.sampling, decode])
+        self.generations = lanes.generation[sampled]
+        self.accounts = lanes.account[sampled]
         self.page_updates = lanes.updates()
+        if lanes.num_constrained:
+            self.choices = choices_of([row.match() for row in lanes.rows_of(sampled)])
 
     @property
     def num_tokens(self) -> int:

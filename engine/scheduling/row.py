@@ -13,6 +13,8 @@ from spark_llm.engine.prefix import sort_key
 from spark_llm.engine.request import Completion, FinishReason, Request, TokenIds
 
 if TYPE_CHECKING:
+    from spark_llm.engine.constraints.matcher import Matcher
+    from spark_llm.engine.scheduling.accounts import QueryAccount
     from spark_llm.engine.scheduling.lanes import Lanes
 
 
@@ -47,6 +49,7 @@ class Row:
     """
 
     __slots__ = (
+        "account",
         "attempts",
         "cached",
         "computed",
@@ -57,6 +60,7 @@ class Row:
         "lanes",
         "limit",
         "lost",
+        "matcher",
         "node",
         "num_computed",
         "num_pages",
@@ -71,8 +75,9 @@ class Row:
         "turn",
     )
 
-    def __init__(self, request: Request, sequence: int, root: Node) -> None:
+    def __init__(self, request: Request, sequence: int, root: Node, account: QueryAccount | None = None) -> None:
         self.request = request
+        self.account = account  # whom it is charged to
         self.sequence = sequence  # arrival order
         self.lane = -1
         self.lanes: Lanes | None = None
@@ -89,6 +94,9 @@ class Row:
         self.cached = self.computed = self.recomputed = 0  # for the report; see Completion
         self.lost = 0  # tokens that failed steps computed
         self.attempts = 0  # failed steps
+        self.matcher: Matcher | None = None  # of a constrained row, once it samples
+        if request.constraint is not None:
+            self.learn(list(request.constraint.forced))
 
     @property
     def pages(self) -> Pages:
@@ -115,6 +123,12 @@ class Row:
         if len(output) != self.num_tokens - self.num_prompt:
             self.num_tokens = self.num_prompt + len(output)
             self.tokens = np.concatenate([self.request.prompt, np.array(output, np.int32)])
+
+    def match(self) -> Matcher | None:
+        """The matcher of a constrained row, which has taken its answer as far as it is known; None for free text."""
+        if self.matcher is None and self.request.constraint is not None:
+            self.matcher = self.request.constraint.start(self.output)
+        return self.matcher
 
     def count_matched(self, start: int, stop: int) -> None:
         """Account for the tokens [start, stop) found in the cache."""
@@ -157,6 +171,7 @@ class Row:
 
     def completion(self, reason: FinishReason, error: tuple[str, dict[str, str]] | None = None) -> Completion:
         """The row's answer as it stands."""
+        matcher = self.matcher
         return Completion(
             id=self.request.id,
             output=self.output,
@@ -167,6 +182,8 @@ class Row:
             recomputed_tokens=self.recomputed + self.lost,
             instruction_tokens=self.request.instruction_tokens,
             error=error,
+            text=None if matcher is None or error is not None else matcher.text,
+            confidence=None if matcher is None or error is not None else matcher.confidence,
         )
 
 
@@ -177,6 +194,8 @@ class Scheduled:
     samples: whether the step yields the row's next token. lane, generation: which lane it had, and the lane's
     generation, by which to know whether the row is still there. before: the row as it was before planning, for
     rollback; None if it decodes. admitted: it was waiting.
+    first, again: of its tokens, those of the prompt that are computed for the first time, and those that had been
+    computed before. charge: what its client pays for the prompt (see charging.py).
     """
 
     row: Row
@@ -187,3 +206,6 @@ class Scheduled:
     generation: int
     before: RowState | None = None
     admitted: bool = False
+    first: int = 0
+    again: int = 0
+    charge: int = 0

@@ -13,9 +13,11 @@ import numpy as np
 
 from spark_llm.engine.cache.manager import CacheManager
 from spark_llm.engine.request import Completion, FinishReason, Request
+from spark_llm.engine.scheduling.accounts import Accounts
+from spark_llm.engine.scheduling.charging import Charging
 from spark_llm.engine.scheduling.decoding import DecodeReserve
 from spark_llm.engine.scheduling.finishing import Finishing
-from spark_llm.engine.scheduling.lanes import Ints, Lanes
+from spark_llm.engine.scheduling.lanes import Floats, Ints, Lanes
 from spark_llm.engine.scheduling.plan import NO_LANES, StepPlan
 from spark_llm.engine.scheduling.reserving import Reserving
 from spark_llm.engine.scheduling.row import Row, Scheduled
@@ -42,7 +44,6 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self.step = 0
         self.preemptions = 0
-        self.wasted_tokens = 0  # computed for rows that had ended or gone by then
         self.in_flight: list[StepPlan] = []  # planned, neither committed nor rolled back; oldest first
         self._rows: dict[int, Row] = {}  # request id -> row, waiting or running
         self._running: dict[Row, None] = {}  # in the order in which they were admitted
@@ -53,6 +54,8 @@ class Scheduler:
         self._reserving = Reserving(cache, self.lanes)
         self._decoding = DecodeReserve(cache, self.lanes)
         self._finishing = Finishing(cache, self.lanes)
+        self.accounts = Accounts()
+        self.charging = Charging(self.accounts, waiting)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -65,13 +68,18 @@ class Scheduler:
         return list(self._running)
 
     @property
+    def forced_tokens(self) -> int:
+        """Tokens of answers that followed from constraints."""
+        return self._finishing.forced_tokens
+
+    @property
     def num_running(self) -> int:
         """How many rows have a lane."""
         return len(self._running)
 
     def add(self, request: Request) -> None:
         """A request arrives; its length has been checked against the context and the pool."""
-        row = Row(request, self._arrivals, self.cache.tree.root)
+        row = Row(request, self._arrivals, self.cache.tree.root, self.accounts.open(request.client))
         self._arrivals += 1
         self._rows[request.id] = row
         self.waiting.push(row)
@@ -85,12 +93,13 @@ class Scheduler:
             return False
         self._suspects.pop(request_id, None)
         if row in self._running:
-            self.wasted_tokens += self.lanes.in_flight(row)
             self.lanes.end(row)
             self._release(row)
         else:
             self.waiting.remove(row)
             self.cache.eviction.reconsider()
+        self._close(row)
+        self._sweep()
         return True
 
     def plan(self) -> StepPlan:
@@ -111,32 +120,46 @@ class Scheduler:
             decode = decode[self.lanes.are_here(decode, generations)]  # others were preempted since
         if plan.rows or len(decode):
             plan.seal(decode)
+            self.charging.seal(plan)
             self.in_flight.append(plan)
         return plan
 
-    def commit(self, plan: StepPlan, tokens: Ints, eos_ids: Collection[int]) -> list[Completion]:
-        """The oldest step in flight ran and sampled ``tokens``, in the plan's order. Returns the rows that are done."""
+    def commit(
+        self, plan: StepPlan, tokens: Ints, eos_ids: Collection[int], log_probs: Floats | None = None
+    ) -> list[Completion]:
+        """The oldest step in flight ran and sampled ``tokens``, in the plan's order. Returns the rows that are done.
+
+        log_probs: of tokens that were chosen among candidates (see StepChoices).
+        """
         assert plan is self.in_flight[0], "steps are committed oldest first"
         del self.in_flight[0]
         self.cache.tree.commit(plan.step)
         self._reserving.let_go(plan)
         lanes = np.concatenate([plan.sampling, plan.decode])
         here = self.lanes.are_here(lanes, plan.generations)
+        self.charging.settle(plan, here)
         if not here.all():
             lanes, tokens = lanes[here], tokens[here]
+            log_probs = None if log_probs is None else log_probs[here]
         if plan.alone:
             for scheduled in plan.shares():
                 if self._suspects.pop(scheduled.row.request.id, None) is not None:
                     scheduled.row.attempts = 0
-        ended = self._finishing.take(lanes, tokens, eos_ids)
+        ended, jumped = self._finishing.take(lanes, tokens, eos_ids, log_probs)
+        for row in jumped:
+            self.lanes.end(row)
+            self._filling[row] = None
         done = []
         for row, reason in ended:
             del self._rows[row.request.id]
             self._suspects.pop(row.request.id, None)
             self._finishing.leave_marks(row)
-            self.wasted_tokens += self.lanes.in_flight(row)
-            done.append(row.completion(reason))
+            failure = self._finishing.failure(row, reason)
+            done.append(row.completion(reason if failure is None else FinishReason.ERROR, failure))
         self._release(*(row for row, _ in ended))
+        for row, _ in ended:
+            self._close(row)
+        self._sweep()
         return done
 
     def rollback(self, plan: StepPlan, *, failed: bool = True) -> list[Row]:
@@ -148,7 +171,9 @@ class Scheduler:
         del self.in_flight[-1]
         self._reserving.let_go(plan)
         self.lanes.retell(plan.page_updates)
+        self.charging.undo(plan)
         rows = self._roll_back_decode(plan) + self._roll_back_rows(plan)
+        self._sweep()
         if failed:
             for row in rows:
                 row.attempts += 1
@@ -179,8 +204,6 @@ class Scheduler:
             if row in self._running:
                 scheduled = self._reserve(row, plan.step, self.max_batch_tokens)
             else:
-                self.waiting.remove(row)
-                self.waiting.push_back(row)  # so that it is the one that is popped
                 scheduled = self._admit(row, plan.step, self.max_batch_tokens, 0)
             if scheduled is None:  # alone in the pool every row fits: see Engine.add
                 self.preempt(next(reversed(self._running)))
@@ -233,12 +256,14 @@ class Scheduler:
         if row.remaining > 1:
             self._reserving.extend_match(row)
         scheduled = self._reserving.reserve(row, before, step, budget)
-        if scheduled is not None and scheduled.samples:
-            del self._filling[row]
+        if scheduled is not None:
+            self.charging.share(scheduled, before)
+            if scheduled.samples:
+                del self._filling[row]
         return scheduled
 
     def _admit(self, row: Row, step: int, budget: int, ahead: int) -> Scheduled | None:
-        """Reserve the first chunk of the row that the queue shows, if its prompt and the answers still fit.
+        """Reserve the first chunk of a waiting row, if its prompt and the answers still fit.
 
         ahead: pages that the running rows are expected to ask for.
         """
@@ -254,8 +279,9 @@ class Scheduler:
             self.lanes.leave(row)
             return None
         scheduled.admitted = True
-        self.waiting.pop()
-        self._running[row] = None
+        self.charging.share(scheduled, before)
+        self.waiting.take(row)
+        self._run(row)
         if not scheduled.samples:
             self._filling[row] = None
         return scheduled
@@ -274,8 +300,14 @@ class Scheduler:
         for scheduled in reversed(plan.rows):
             row, before = scheduled.row, scheduled.before
             if row.lane != scheduled.lane or self.lanes.generation[row.lane] != scheduled.generation:
-                continue  # it left while the step was in flight
+                # It left while the step was in flight. Where it will come again, what it computed counts as computed.
+                if self._rows.get(row.request.id) is row:
+                    self.charging.keep_share(scheduled.charge)
+                else:
+                    self.charging.undo_share(row, scheduled.charge)
+                continue
             assert before is not None
+            self.charging.undo_share(row, scheduled.charge)
             self.lanes.end(row)
             private.append(row.pages[max(row.tree_pages, before.num_pages) : row.num_pages].copy())
             keep.append(row.pages[before.tree_pages : before.num_pages].copy())
@@ -284,7 +316,8 @@ class Scheduler:
             self._filling[row] = None
             rows.append(row)
             if scheduled.admitted:
-                del self._filling[row], self._running[row]
+                del self._filling[row]
+                self._stop(row)
                 self.lanes.leave(row)
                 self.waiting.push_back(row)
         self.cache.rollback(plan.step, np.concatenate(keep))
@@ -295,7 +328,27 @@ class Scheduler:
         """Running rows leave; their pages are free."""
         pages = [NO_LANES]
         for row in rows:
-            del self._running[row]
+            self._stop(row)
             self._filling.pop(row, None)
             pages.append(self._reserving.release(row, self.in_flight))
         self.cache.pool.release(np.concatenate(pages))
+
+    def _run(self, row: Row) -> None:
+        assert row.account is not None
+        self._running[row] = None
+        self.accounts.moved(row.account, 1)
+
+    def _stop(self, row: Row) -> None:
+        assert row.account is not None
+        del self._running[row]
+        self.accounts.moved(row.account, -1)
+
+    def _close(self, row: Row) -> None:
+        """The row is no more."""
+        assert row.account is not None
+        self.accounts.close(row.account, self.step)
+
+    def _sweep(self) -> None:
+        """Forget clients that nothing is left of."""
+        for query in self.accounts.sweep(self.in_flight[0].step if self.in_flight else self.step + 1):
+            self.waiting.gone(query)

@@ -59,6 +59,13 @@ class World:
             self.step += 1
         return rows
 
+    def admit(self) -> Row:
+        """The queue's next row leaves it."""
+        row = self.waiting.peek()
+        assert row is not None
+        self.waiting.take(row)
+        return row
+
     def evict_all(self) -> list[list[int]]:
         """Whole paths of what is evicted, in order."""
         return self.evict(sys.maxsize)
@@ -91,7 +98,7 @@ def test_the_walk_decides_what_is_far_not_the_tokens() -> None:
     """Rows before the walk's place come only after it has begun anew."""
     world = World()
     world.wait([3, 3, 0])
-    assert world.waiting.pop().request.prompt.tolist() == [3, 3, 0]
+    assert world.admit().request.prompt.tolist() == [3, 3, 0]
     for tokens in ([1, 1], [2, 2], [4, 4], [5, 5]):
         world.put(tokens)
     world.wait([1, 1, 9], [2, 2, 9], [4, 4, 9], [5, 5, 9])
@@ -119,7 +126,7 @@ def test_a_returned_row_keeps_its_prefix_to_the_end() -> None:
     for tokens in ([1, 1], [2, 2]):
         world.put(tokens)
     world.wait([1, 1, 9], [2, 2, 9])
-    world.waiting.push_back(world.waiting.pop())
+    world.waiting.push_back(world.admit())
     assert world.evict_all() == [[2, 2], [1, 1]]
 
 
@@ -289,7 +296,7 @@ def test_next_use_names_the_longest_part_and_the_order_of_admission(
     world = World()
     world.wait(*prompts)
     for _ in range(min(pops, len(prompts) - 1)):
-        world.waiting.pop()
+        world.admit()
     left = [row.request.prompt for row in [*world.waiting._rows]]
     paths = sorted({tuple(prompt[:end]) for prompt in prompts for end in range(1, len(prompt) + 1)})
     uses = {}
@@ -301,7 +308,7 @@ def test_next_use_names_the_longest_part_and_the_order_of_admission(
             assert found[0] == expected
             if expected == len(path):
                 uses[path] = found[1]
-    admitted = [tuple(world.waiting.pop().request.prompt.tolist()) for _ in left]
+    admitted = [tuple(world.admit().request.prompt.tolist()) for _ in left]
     first = {path: next(at for at, row in enumerate(admitted) if row[: len(path)] == path) for path in uses}
     for one, other in pairwise(sorted(uses, key=lambda path: (uses[path], first[path]))):
         assert first[one] <= first[other]

@@ -286,7 +286,9 @@ class RadixMachine(RuleBasedStateMachine):
     def stop_waiting(self, cancelled: int | None, returns: bool) -> None:
         """A row is admitted, and may come back, or it is cancelled."""
         if cancelled is None:
-            row = self.waiting.pop()
+            row = self.waiting.peek()
+            assert row is not None
+            self.waiting.take(row)
             node, _ = self.match(tuple(row.request.prompt.tolist()))
             self.cache.tree.lock(node)
             self.cache.tree.unlock(node)

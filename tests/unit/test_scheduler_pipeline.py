@@ -10,6 +10,7 @@ import pytest
 from spark_llm.engine.cache.manager import CacheManager
 from spark_llm.engine.invariants import validate_invariants
 from spark_llm.engine.request import Completion, Request, SamplingParams
+from spark_llm.engine.scheduling.charging import Computed
 from spark_llm.engine.scheduling.plan import StepPlan
 from spark_llm.engine.scheduling.scheduler import Scheduler
 from spark_llm.engine.scheduling.waiting import LongestPrefixFirst
@@ -56,7 +57,7 @@ def test_a_row_decodes_before_its_token_is_known() -> None:
     assert second.lanes.input_tokens(second.decode, second.positions).tolist() == [7]
     assert not commit(s, second, 8)
     assert [c.output for c in commit(s, third, 9)] == [[7, 8, 9]]
-    assert s.wasted_tokens == 0
+    assert s.charging.computed == Computed(prefill=3, decode=2)
 
 
 def test_a_token_that_comes_after_the_end_of_its_row_is_dropped() -> None:
@@ -69,11 +70,11 @@ def test_a_token_that_comes_after_the_end_of_its_row_is_dropped() -> None:
     assert [c.output for c in commit(s, first, EOS)] == [[EOS]]
     validate_invariants(s)
     assert s.cache.available == 8
-    assert s.wasted_tokens == 1
     other = plan(s)
     assert shares(other) == [(1, 0, 3)]
     assert other.sampling.tolist() == late.decode.tolist()
     assert commit(s, late, 9) == []
+    assert s.charging.computed == Computed(prefill=3, wasted=1)
     assert [row.output for row in s.running] == [[]]
     commit(s, other, 7)
     assert [row.output for row in s.running] == [[7]]

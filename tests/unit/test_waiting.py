@@ -7,14 +7,13 @@ import random
 from collections import Counter
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spark_llm.engine.cache.radix import RadixTree
 from spark_llm.engine.request import Request, SamplingParams
 from spark_llm.engine.scheduling.row import Row
-from spark_llm.engine.scheduling.waiting import LongestPrefixFirst
+from spark_llm.engine.scheduling.waiting import LongestPrefixFirst, WaitingQueue
 
 ROOT = RadixTree(1).root
 
@@ -30,6 +29,13 @@ def fill(queue: LongestPrefixFirst, prompts: list[list[int]]) -> list[Row]:
     return rows
 
 
+def pop(queue: WaitingQueue) -> Row:
+    taken = queue.peek()
+    assert taken is not None
+    queue.take(taken)
+    return taken
+
+
 def shared(a: Row, b: Row) -> int:
     pairs = zip(a.request.prompt.tolist(), b.request.prompt.tolist(), strict=False)
     return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a.request.prompt), len(b.request.prompt)))
@@ -40,7 +46,7 @@ def test_rows_that_wait_come_in_an_order_that_walks_their_tree_once(prompts: lis
     """Each row shares as much with its predecessor as with any row before it: no prefix is left and taken up again."""
     queue = LongestPrefixFirst(patience=10_000)
     fill(queue, prompts)
-    order = [queue.pop() for _ in prompts]
+    order = [pop(queue) for _ in prompts]
     for i, waiting in enumerate(order[1:], start=1):
         assert shared(waiting, order[i - 1]) == max(shared(waiting, other) for other in order[:i])
 
@@ -49,27 +55,25 @@ def test_the_row_that_shares_most_with_the_last_admission_is_next_wherever_it_so
     queue = LongestPrefixFirst()
     rows = fill(queue, [[5, 5, 9], [5, 5, 1], [6], [5, 5, 5]])
     queue._cursor = rows[0].key
-    assert queue.pop() is rows[0]
-    assert [queue.pop().sequence for _ in range(3)] == [3, 1, 2]
+    assert pop(queue) is rows[0]
+    assert [pop(queue).sequence for _ in range(3)] == [3, 1, 2]
 
 
 def test_tokens_sort_as_numbers_not_as_bytes() -> None:
     queue = LongestPrefixFirst()
     fill(queue, [[256], [1], [65536], [255]])
-    assert [queue.pop().request.prompt[0] for _ in range(4)] == [1, 255, 256, 65536]
+    assert [pop(queue).request.prompt[0] for _ in range(4)] == [1, 255, 256, 65536]
 
 
 def test_rows_that_return_go_first_the_last_one_at_the_head() -> None:
     queue = LongestPrefixFirst()
     rows = fill(queue, [[1], [2], [3]])
-    first, second = queue.pop(), queue.pop()
+    first, second = pop(queue), pop(queue)
     queue.push_back(second)
     queue.push_back(first)
     assert len(queue) == 3
-    assert [queue.pop() for _ in range(3)] == rows
+    assert [pop(queue) for _ in range(3)] == rows
     assert queue.peek() is None
-    with pytest.raises(IndexError):
-        queue.pop()
 
 
 def test_peek_shows_the_same_row_until_it_is_taken_and_removed_rows_are_gone() -> None:
@@ -79,10 +83,10 @@ def test_peek_shows_the_same_row_until_it_is_taken_and_removed_rows_are_gone() -
     assert seen is queue.peek()
     assert seen is not None
     queue.remove(seen)
-    returned = queue.pop()
+    returned = pop(queue)
     queue.push_back(returned)
     queue.remove(returned)
-    left = {queue.pop().sequence for _ in range(2)}
+    left = {pop(queue).sequence for _ in range(2)}
     assert left == {r.sequence for r in rows} - {seen.sequence, returned.sequence}
     assert len(queue) == 0
 
@@ -105,7 +109,7 @@ class Watch:
         self.queue.push(new)
 
     def pop(self) -> Row:
-        taken = self.queue.pop()
+        taken = pop(self.queue)
         del self.waiting[taken.sequence]
         for sequence in self.waiting:
             if sequence < taken.sequence:
@@ -164,7 +168,7 @@ def test_old_rows_do_not_end_the_walk() -> None:
     groups = []
     for sequence in range(len(starving), len(starving) + 2000):
         queue.push(row(sequence, [0, sequence]))
-        groups.append(int(queue.pop().request.prompt[0]))
+        groups.append(int(pop(queue).request.prompt[0]))
     assert set(groups) == set(range(21))
     starved = [group for group in groups if group]
     assert len(starved) == 160
