@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict
 
 import torch
-from gpu_workload import WORKLOADS, in_order, runner_arguments, write_model
+from gpu_workload import WORKLOADS, in_order, orders_of, runner_arguments, write_model
 
 from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.core import Engine
@@ -66,7 +66,7 @@ def main() -> None:
     for workload in wanted:
         prompts = workload.prompts()
         for _ in range(arguments.repeat):
-            for order in arguments.orders.split(","):
+            for order in orders_of(workload, arguments):
                 engine.scheduler.cache.clear()
                 before = asdict(engine.stats())
                 seconds, answers = run(engine, in_order(prompts, order), workload.out, not arguments.no_cache)

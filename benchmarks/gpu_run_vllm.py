@@ -7,7 +7,7 @@ import os
 import time
 
 import numpy as np
-from gpu_workload import WORKLOADS, in_order, runner_arguments, write_model
+from gpu_workload import WORKLOADS, in_order, orders_of, runner_arguments, write_model
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -42,7 +42,7 @@ def main() -> None:
         prompts = workload.prompts()
         params = SamplingParams(temperature=0.0, max_tokens=workload.out, ignore_eos=True, detokenize=False)
         for _ in range(arguments.repeat):
-            for order in arguments.orders.split(","):
+            for order in orders_of(workload, arguments):
                 llm.reset_prefix_cache()
                 rows = [{"prompt_token_ids": p.tolist()} for p in in_order(prompts, order)]
                 begun = time.perf_counter()

@@ -106,12 +106,19 @@ def in_order(prompts: list[Ints], order: str, seed: int = 1) -> list[Ints]:
     return [prompts[place] for place in places]
 
 
+def orders_of(workload: Workload, arguments: argparse.Namespace) -> list[str]:
+    """The orders in which a runner runs ``workload``."""
+    orders: list[str] = arguments.orders.split(",")
+    return [order for order in orders if order != "shuffled" or workload.name in arguments.shuffled.split(",")]
+
+
 def runner_arguments(description: str | None) -> argparse.ArgumentParser:
     """What the runners of all engines are told."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--shape", default="1b")
     parser.add_argument("--workloads", default="A,B")
     parser.add_argument("--orders", default="sorted")
+    parser.add_argument("--shuffled", default="A,B,C,D,E")
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--no-cache", action="store_true")
     parser.add_argument("--folder", type=Path, default=FOLDER)
