@@ -1,14 +1,18 @@
-"""The command ``spark-llm``: what runs on this host, and which versions are installed."""
+"""The command ``spark-llm``: what runs on this host, a model served over HTTP, and which versions are installed."""
 
 from __future__ import annotations
 
+import logging
 import platform
+import sys
 from importlib import metadata
+from pathlib import Path
 
 import msgspec
 import typer
 
 from spark_llm import __version__
+from spark_llm.errors import LlmError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Language models inside Spark SQL.")
 
@@ -54,6 +58,43 @@ def engines(
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+@app.command()
+def serve(
+    model: str = typer.Option("default", help="A folder, a .gguf file, a Hugging Face id, or the packaged model."),
+    host: str = typer.Option("127.0.0.1", help="Address to listen on; one that others reach needs --api-key-file."),
+    port: int = typer.Option(8000, min=0, max=65535, help="0 takes any port that is free."),
+    api_key_file: str = typer.Option("", help="Keys that may ask: a line `key` or `name key` for each."),
+    name: str = typer.Option("", help="What clients call the model; else its own name, or `default`."),
+    dtype: str = typer.Option("auto", help="auto, float32, bfloat16 or float16."),
+    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
+    threads: int = typer.Option(0, min=0, help="CPU threads; 0 takes all cores."),
+    context_length: int = typer.Option(0, min=0, help="Most tokens of prompt and answer; 0 is the model's own."),
+) -> None:
+    """Serve a model over HTTP in OpenAI's protocol: completions, chat completions, models, metrics."""
+    from spark_llm.config_kinds import DEVICE
+    from spark_llm.engine.config import DTYPES, EngineSpec
+
+    if dtype not in DTYPES:
+        raise typer.BadParameter(f"one of {', '.join(DTYPES)}", param_hint="--dtype")
+    try:
+        device = DEVICE.parse(device)
+    except ValueError:
+        raise typer.BadParameter(DEVICE.expected, param_hint="--device") from None
+    try:
+        from spark_llm.engine.serve.main import ServeOptions
+        from spark_llm.engine.serve.main import serve as run
+    except ImportError as error:
+        typer.echo(f"{error}: pip install 'spark-llm[serve]'", err=True)
+        raise typer.Exit(2) from None
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    spec = EngineSpec(model=model, dtype=dtype, device=device, threads=threads, context_length=context_length)  # type: ignore[arg-type]
+    try:
+        run(spec, ServeOptions(host=host, port=port, key_file=Path(api_key_file) if api_key_file else None, name=name))
+    except LlmError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
 
 
 @app.command()

@@ -7,17 +7,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
 from spark_llm.engine.constraints.compiler import ConstraintCompiler
 from spark_llm.engine.constraints.matcher import CompiledConstraint
 from spark_llm.engine.model.read_config import load_config
 from spark_llm.engine.model.source import ModelSource
 from spark_llm.engine.request import Constraint, TokenIds
-from spark_llm.engine.service.protocol import StreamOpen
+from spark_llm.engine.service.protocol import StreamOpen, request_rows
 from spark_llm.engine.text.batch import Ints, SegmentBatch
 from spark_llm.engine.text.cuts import CutRule, cut_rule
 from spark_llm.engine.text.segments import SegmentEncoder
-from spark_llm.engine.text.template import ChatFrame, ChatTemplate
+from spark_llm.engine.text.template import ChatFrame, ChatTemplate, Turn
 from spark_llm.engine.text.tokenizer import LoadedTokenizer, load_tokenizer
 from spark_llm.engine.text.whole import WholeEncoder
 from spark_llm.errors import LlmError
@@ -43,6 +44,7 @@ class TextPipeline:
         eos_ids: Sequence[int] = (),
     ) -> None:
         self.name = loaded.name
+        self.vocab_size = vocab_size or loaded.tokenizer.get_vocab_size()
         self._tokenizer: Tokenizer = loaded.tokenizer
         self._cache_bytes = cache_bytes
         self._template = None
@@ -54,7 +56,7 @@ class TextPipeline:
         self._segments: SegmentEncoder | None = None
         if self.cut_rule is not None:
             self._segments = SegmentEncoder(self._tokenizer, self.cut_rule, cache_bytes)
-        self._constraints = ConstraintCompiler(self._tokenizer, vocab_size or self._tokenizer.get_vocab_size(), eos_ids)
+        self._constraints = ConstraintCompiler(self._tokenizer, self.vocab_size, eos_ids)
         self._frames: dict[str | None, ChatFrame] = {}
         self.frame(None)  # a template that fails, fails when the engine starts
 
@@ -98,8 +100,7 @@ class TextPipeline:
         if self._segments is not None and self._segments.supports(frame):
             encoder = self._segments
         else:
-            self._whole = self._whole or WholeEncoder(self._tokenizer, self._cache_bytes)
-            encoder = self._whole
+            encoder = self._whole_encoder()
         shared = (header.shared_segments,) if header.later_calls or header.shared_segments else ()
         prompts, counts = encoder.encode(frame, segments, (header.instruction_segments, *shared))
         return prompts, counts[0], counts[1] if shared else np.zeros(len(prompts), np.int64)
@@ -112,13 +113,41 @@ class TextPipeline:
         """
         return self._constraints.compile(constraint, self.frame(system).suffix)
 
-    def decode(self, outputs: Sequence[Sequence[int]], stop: Sequence[str] = ()) -> list[str]:
+    def encode_conversation(self, messages: Sequence[Turn]) -> TokenIds:
+        """The prompt of a conversation, int32 [tokens]; that of one user message is as ``encode`` makes it.
+
+        Raises LLM_CHAT_TEMPLATE_INVALID.
+        """
+        roles = [turn["role"] for turn in messages]
+        if roles in (["user"], ["system", "user"]):
+            system = messages[0]["content"] if len(roles) == 2 else None
+            # with the newline that ends a message's last segment, and is no part of it
+            text = pa.array([messages[-1]["content"] + "\n"]).dictionary_encode()
+            row = request_rows([0], pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), text))
+            return self.encode(StreamOpen(system=system), row)[0][0]
+        if self._template is None:
+            reason = "the model has no chat template, so it takes one user message only"
+            raise LlmError("LLM_CHAT_TEMPLATE_INVALID", model=self.name, reason=reason)
+        return self._whole_encoder().encode_pieces(self._template.conversation(messages))
+
+    def encode_text(self, text: str) -> TokenIds:
+        """A prompt as it is, without a chat template, int32 [tokens]; it may spell special tokens."""
+        return np.array(self._tokenizer.encode(text, add_special_tokens=True).ids, np.int32)
+
+    def decode(self, outputs: Sequence[Sequence[int]], stop: Sequence[str] = (), strips: bool = True) -> list[str]:
         """The answers' texts: without special tokens, cut before the first stop string, outer white space off.
 
-        Models begin or end answers with a space or newline at will; SQL compares with ``= 'yes'``.
+        Models begin or end answers with a space or newline at will; SQL compares with ``= 'yes'``. strips False: it
+        stays.
         """
         texts = self._tokenizer.decode_batch([list(ids) for ids in outputs], skip_special_tokens=True)
-        return [_cut_at(text, stop).strip() for text in texts]
+        texts = [_cut_at(text, stop) for text in texts]
+        return [text.strip() for text in texts] if strips else texts
+
+    def decoder(self) -> Callable[[int], str]:
+        """Turns the tokens of one answer into text as they come: each call returns what has become certain."""
+        stream = DecodeStream(skip_special_tokens=True)
+        return lambda token: stream.step(self._tokenizer, token) or ""
 
     def stop_checker(self, stop: Sequence[str]) -> Callable[[Sequence[int]], bool] | None:
         """Says whether the last token of an answer completed a stop string; None when there is none.
@@ -136,6 +165,10 @@ class TextPipeline:
             return any(end in text for end in wanted)
 
         return is_stopped
+
+    def _whole_encoder(self) -> WholeEncoder:
+        self._whole = self._whole or WholeEncoder(self._tokenizer, self._cache_bytes)
+        return self._whole
 
     def _make_frame(self, system: str | None) -> ChatFrame:
         if self._template is not None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import jinja2
 import jinja2.ext
@@ -22,6 +22,13 @@ from spark_llm.errors import LlmError
 
 _MARK = "Qx7zMessageHere9vK"
 _HARD = "a <b> & \"c\" 'd' {{ e }} {% f %} \\n é \U0001f600\n\n  g\tÅh"
+
+
+class Turn(TypedDict):
+    """A message of a conversation, as a template sees it."""
+
+    role: str
+    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +80,45 @@ class ChatTemplate:
                 raise self._invalid("it changes the user message")
         return frame
 
+    def conversation(self, messages: Sequence[Turn]) -> list[tuple[str, bool]]:
+        """The prompt of several turns in pieces: text, and whether it is a turn's own, not the template's.
+
+        Raises LLM_CHAT_TEMPLATE_INVALID when the template fails, refuses the order of turns, or changes a turn by more
+        than stripping its ends.
+        """
+        marks = [f"{_MARK}{number}x" for number in range(len(messages))]
+        rest = self._render_all(
+            [Turn(role=turn["role"], content=mark) for turn, mark in zip(messages, marks, strict=True)]
+        )
+        frame = []
+        for mark in marks:
+            before, found, rest = rest.partition(mark)
+            if not found or mark in rest:
+                raise self._invalid("it does not put each message into the prompt once")
+            frame.append(before)
+        whole = self._render_all(messages)
+        contents = [turn["content"] for turn in messages]
+        for texts in (contents, [text.strip() for text in contents]):
+            pieces = [
+                piece for before, text in zip(frame, texts, strict=True) for piece in ((before, False), (text, True))
+            ]
+            pieces.append((rest, False))
+            if "".join(text for text, _ in pieces) == whole:
+                return pieces
+        raise self._invalid("it changes the messages")
+
     def _render(self, system: str | None, message: str) -> str:
-        messages = [] if system is None else [{"role": "system", "content": system}]
-        messages.append({"role": "user", "content": message})
+        messages = [] if system is None else [Turn(role="system", content=system)]
+        messages.append(Turn(role="user", content=message))
+        try:
+            return self._render_all(messages)
+        except LlmError as error:
+            if system is None:
+                raise
+            reason = f"{error.parameters['reason']} (perhaps because of the system message)"
+            raise self._invalid(reason) from error
+
+    def _render_all(self, messages: Sequence[Turn]) -> str:
         try:
             return self._template.render(
                 **self._special_tokens,
@@ -85,8 +128,7 @@ class ChatTemplate:
                 add_generation_prompt=True,
             )
         except Exception as error:  # a template is a program: it may fail in any way
-            what = "it failed" if system is None else "it failed, perhaps because of the system message"
-            raise self._invalid(f"{what}: {error}") from error
+            raise self._invalid(f"it failed: {error}") from error
 
     def _invalid(self, reason: str) -> LlmError:
         return LlmError("LLM_CHAT_TEMPLATE_INVALID", model=self._name, reason=reason)

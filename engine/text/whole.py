@@ -45,6 +45,13 @@ class WholeEncoder:
             counts.append(np.array(lengths, np.int64))
         return encoded, counts
 
+    def encode_pieces(self, pieces: Sequence[tuple[str, bool]]) -> TokenIds:
+        """A prompt in ids, of pieces that are the template's (False) or a user's."""
+        if not any(is_own and self._find_special.search(text) for text, is_own in pieces):
+            return self._template.encode(["".join(text for text, _ in pieces)])[0]
+        encoders = {True: self._text, False: self._template}
+        return np.concatenate([ids for text, is_own in pieces for ids in encoders[is_own].encode([text])])
+
     def _encode(self, frame: ChatFrame, messages: list[str], suffix: str) -> list[TokenIds]:
         known: dict[str, TokenIds] = {}
         distinct = dict.fromkeys(messages)

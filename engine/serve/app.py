@@ -1,0 +1,218 @@
+"""The HTTP server's routes: OpenAI's protocol over the engine's rows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from spark_llm.engine.request import Completion
+from spark_llm.engine.serve import metrics
+from spark_llm.engine.serve.answering import Answers, Row
+from spark_llm.engine.serve.api import MOST_ANSWERS, ApiError, ChatRequest, CompletionRequest, parse
+from spark_llm.engine.serve.keys import ApiKeys
+from spark_llm.engine.serve.web import (
+    as_api_error,
+    checked,
+    event,
+    http_error,
+    json_response,
+    read_body,
+    while_connected,
+)
+from spark_llm.engine.serve.words import ChatWords, CompletionWords, Words, finish_reason, usage_of
+from spark_llm.engine.text.template import Turn
+from spark_llm.errors import LlmError
+
+log = logging.getLogger("serve")
+
+_CLOSED = 499  # the client went away: nobody reads the response
+_Asked = ChatRequest | CompletionRequest
+_Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Server:
+    """Answers HTTP requests of clients that hold one of ``keys``. names: of the model, the first is the one told."""
+
+    def __init__(self, answers: Answers, names: tuple[str, ...], keys: ApiKeys) -> None:
+        self._answers = answers
+        self._names = names
+        self._keys = keys
+        self._created = int(time.time())
+        self._responses: Counter[tuple[str, int]] = Counter()
+        self.app = Starlette(
+            routes=[
+                Route("/v1/chat/completions", self._counted(self._chat), methods=["POST"]),
+                Route("/v1/completions", self._counted(self._completions), methods=["POST"]),
+                Route("/v1/models", self._counted(self._models)),
+                Route("/v1/models/{name:path}", self._counted(self._model)),
+                Route("/metrics", self._metrics),
+                Route("/health", self._health),
+            ],
+            exception_handlers={HTTPException: http_error},
+        )
+
+    # ---- routes
+
+    async def _chat(self, request: Request) -> Response:
+        client = self._client(request)
+        asked = parse(await read_body(request), ChatRequest)
+        # newer clients call the system message that of the developer
+        turns = [
+            Turn(role="system" if message.role == "developer" else message.role, content=message.text)
+            for message in asked.messages
+        ]
+        prompt = await asyncio.to_thread(self._answers.text.encode_conversation, turns)
+        room = max(1, self._answers.context_length - len(prompt))
+        rows = self._rows(asked, [prompt], asked.most_tokens or room)
+        return await self._respond(request, asked, rows, client, ChatWords(self._names[0]))
+
+    async def _completions(self, request: Request) -> Response:
+        client = self._client(request)
+        asked = parse(await read_body(request), CompletionRequest)
+        prompts = [await asyncio.to_thread(self._ids, prompt) for prompt in asked.prompts]
+        rows = self._rows(asked, prompts, asked.most_tokens or 16)
+        return await self._respond(request, asked, rows, client, CompletionWords(self._names[0]))
+
+    async def _models(self, request: Request) -> Response:
+        self._client(request)
+        return json_response({"object": "list", "data": [self._description()]})
+
+    async def _model(self, request: Request) -> Response:
+        self._client(request)
+        self._check_model(request.path_params["name"])
+        return json_response(self._description())
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(
+            metrics.render(self._answers.status(os.getpid()), self._responses),
+            headers={"Content-Type": metrics.CONTENT_TYPE},
+        )
+
+    async def _health(self, request: Request) -> Response:
+        return json_response({"status": "ok"})
+
+    # ---- what they share
+
+    def _counted(self, handler: _Handler) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """``handler`` with failures as the protocol tells them, and its responses counted."""
+
+        async def handle(request: Request) -> Response:
+            try:
+                response = await handler(request)
+            except ApiError as error:
+                headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+                response = json_response(error.body, error.status, headers)
+            except LlmError as error:
+                refusal = as_api_error(error)
+                response = json_response(refusal.body, refusal.status)
+            except ClientDisconnect:
+                response = Response(status_code=_CLOSED)
+            self._responses[request.scope["route"].path, response.status_code] += 1
+            return response
+
+        return handle
+
+    def _client(self, request: Request) -> str:
+        """Who asks. Raises ApiError."""
+        holder = self._keys.holder(request.headers.get("authorization", ""))
+        if holder is None:
+            raise ApiError(401, "Incorrect API key provided", code="invalid_api_key")
+        return holder
+
+    def _description(self) -> dict[str, object]:
+        return {"id": self._names[0], "object": "model", "created": self._created, "owned_by": "spark-llm"}
+
+    def _check_model(self, name: str) -> None:
+        if name not in self._names:
+            message = f"The model `{name}` does not exist; this server has `{self._names[0]}`"
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+    def _ids(self, prompt: str | list[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
+        if isinstance(prompt, str):
+            return self._answers.text.encode_text(prompt)
+        size = self._answers.text.vocab_size
+        if any(not 0 <= token < size for token in prompt):
+            raise ApiError(400, f"Token ids are 0 to {size - 1}", param="prompt")
+        return np.array(prompt, np.int32)
+
+    def _rows(self, asked: _Asked, prompts: list[Any], max_tokens: int) -> list[Row]:
+        self._check_model(asked.model)
+        count = asked.n or 1
+        if not 0 < len(prompts) * count <= MOST_ANSWERS:
+            raise ApiError(400, f"A request has 1 to {MOST_ANSWERS} answers, of all its prompts together", param="n")
+        constraint = asked.constraint()
+        if constraint is not None:
+            self._answers.text.constrain(None, constraint)  # what is wrong with it is told before a stream begins
+        if constraint is not None and asked.stop:
+            raise ApiError(400, "Stop strings would end answers before they keep to their format", param="stop")
+        for prompt in prompts:
+            if len(prompt) + max_tokens > self._answers.context_length:
+                raise LlmError(
+                    "LLM_CONTEXT_LENGTH_EXCEEDED",
+                    length=len(prompt),
+                    max_tokens=max_tokens,
+                    limit=self._answers.context_length,
+                )
+        params = asked.params(max_tokens)
+        seeds = [None if asked.seed is None else (asked.seed + number) % 2**63 for number in range(count)]
+        return [Row(prompt, params, seed) for prompt in prompts for seed in seeds]
+
+    async def _respond(self, request: Request, asked: _Asked, rows: list[Row], client: str, words: Words) -> Response:
+        who = f"{client}/{asked.user}" if asked.user else client
+        if asked.stream:
+            usage = asked.stream_options is not None and asked.stream_options.include_usage
+            events = self._events(rows, who, asked, words, usage)
+            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        ends = await while_connected(request, self._ends(rows, who, asked))
+        choices = [
+            words.choice(number, self._answers.answer_text(end, rows[number].params.stop), finish_reason(end))
+            for number, end in enumerate(ends)
+        ]
+        return json_response(words.head() | {"choices": choices, "usage": usage_of(ends, asked.n or 1)})
+
+    async def _ends(self, rows: list[Row], client: str, asked: _Asked) -> list[Completion]:
+        ends: dict[int, Completion] = {}
+        async with contextlib.aclosing(self._answers.run(rows, client, asked.constraint())) as pieces:
+            async for piece in pieces:
+                if piece.end is not None:
+                    ends[piece.row] = checked(piece.end)
+        return [ends[number] for number in range(len(rows))]
+
+    async def _events(
+        self, rows: list[Row], client: str, asked: _Asked, words: Words, tells_usage: bool
+    ) -> AsyncIterator[bytes]:
+        """Server-sent events. What fails after the first of them can only be told as one."""
+        sent = [""] * len(rows)
+        ends = []
+        try:
+            for number in range(len(rows)):
+                if (first := words.opening(number)) is not None:
+                    yield event(words.chunk_head() | {"choices": [first]})
+            async with contextlib.aclosing(self._answers.run(rows, client, asked.constraint(), streams=True)) as pieces:
+                async for piece in pieces:
+                    text, reason = piece.text, None
+                    if piece.end is not None:
+                        ends.append(checked(piece.end))
+                        whole = self._answers.answer_text(piece.end, rows[piece.row].params.stop)
+                        text = whole.removeprefix(sent[piece.row]) if whole.startswith(sent[piece.row]) else ""
+                        reason = finish_reason(piece.end)
+                    sent[piece.row] += text
+                    yield event(words.chunk_head() | {"choices": [words.delta(piece.row, text, reason)]})
+            if tells_usage:
+                yield event(words.chunk_head() | {"choices": [], "usage": usage_of(ends, asked.n or 1)})
+            yield b"data: [DONE]\n\n"
+        except (ApiError, LlmError) as error:
+            yield event((error if isinstance(error, ApiError) else as_api_error(error)).body)
