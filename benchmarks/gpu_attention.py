@@ -1,7 +1,8 @@
 """The attention kernel alone: arithmetic of extend, bandwidth of decode, and what reading a shared prefix once saves.
 
     python benchmarks/gpu_attention.py
-    python benchmarks/gpu_attention.py --sweep     # launch parameters on a few shapes
+    python benchmarks/gpu_attention.py --part rule  # when a prefix is read once, and what each choice takes
+    python benchmarks/gpu_attention.py --sweep      # launch parameters on a few shapes
 
 Beside it torch's scaled_dot_product_attention (the fastest of its backends) on equal dense shapes. Each shape is
 checked against it before it is timed; medians of CUDA events; decode in CUDA graphs, over buffers larger than the L2
@@ -43,10 +44,10 @@ NARROW = [Launch(*options) for options in itertools.product((32, 64, 128), (1, 2
 
 
 class Case:
-    """Rows over a pool of random K/V. starts, counts: tokens that each row has, and computes."""
+    """Rows over a pool of random K/V. starts, counts: tokens that each row has, and computes. rule: of the Device."""
 
     def __init__(
-        self, heads: Heads, starts: list[int], counts: list[int], shared: int = 0, cascade: bool = True
+        self, heads: Heads, starts: list[int], counts: list[int], shared: int = 0, cascade: bool = True, **rule: int
     ) -> None:
         self.heads, self.kv_heads, self.dim = heads
         rows = len(starts)
@@ -66,7 +67,7 @@ class Case:
         processors = torch.cuda.get_device_properties(0).multi_processor_count
         device = Device(
             group=group, kv_heads=self.kv_heads, page_size=1, multiprocessors=processors, cascade=cascade,
-            own_tile=max(16, group), shared_tile=SHARED_TILE,
+            own_tile=max(16, group), shared_tile=SHARED_TILE, **rule,
         )  # fmt: skip
         is_short = np.array(counts) * group <= 32
         ends = np.zeros((int(is_short.sum()), 4), np.int64)
@@ -218,6 +219,30 @@ def shared(heads: Heads, rows: int = 64, prefix: int = 2048, own: int = 32) -> R
     return {"once": taken, "plain": plain_taken, "distinct": distinct_taken, "tbs": rate / 1e12, "error": error}
 
 
+def rule() -> list[Result]:
+    """Where reading a prefix once pays: the layout that the rule chooses, beside both that it chooses from."""
+    results: list[Result] = []
+    for heads in ((32, 8, 128), (64, 8, 128), (32, 8, 64)):
+        for rows, prefix in itertools.product((2, 4, 16, 64, 512), (64, 256, 1024, 4096)):
+            if rows * prefix > 1 << 20:
+                continue
+            arguments = (heads, [prefix + 31] * rows, [1] * rows, prefix)
+            once, plain = Case(*arguments, min_saved=0), Case(*arguments, cascade=False)
+            chosen = bool(len(Case(*arguments).layout.shared))
+            taken, plain_taken = seconds(once.run, graph=True), seconds(plain.run, graph=True)
+            loss = (taken if chosen else plain_taken) / min(taken, plain_taken) - 1
+            results.append(
+                {"kind": "rule", "heads": name_of(heads), "rows": rows, "prefix": prefix, "once": taken,
+                 "plain": plain_taken, "chosen": "once" if chosen else "plain", "loss": loss}
+            )  # fmt: skip
+            print(
+                f"rule   {name_of(heads):12} {rows:4} rows below {prefix:5}: once {taken * 1e6:6.1f} us, plain "
+                f"{plain_taken * 1e6:6.1f} us, chosen {results[-1]['chosen']:5}, {loss:4.0%} over the faster",
+                flush=True,
+            )
+    return results
+
+
 EXTENDS = ((16, 0, 512), (4, 0, 4096), (1, 0, 16384), (128, 512, 64), (64, 2048, 64), (16, 8192, 256))
 DECODES = ((256, 512), (128, 2048), (32, 8192), (4, 32768))
 
@@ -264,12 +289,17 @@ def sweep() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--part", choices=("table", "rule"), default="table")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     if arguments.sweep:
         sweep()
         return
-    results = measure()
+    results = measure() if arguments.part == "table" else rule()
+    if arguments.out.exists():
+        results += [
+            r for r in json.loads(arguments.out.read_text()) if (r["kind"] == "rule") != (arguments.part == "rule")
+        ]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=1))
 

@@ -26,7 +26,8 @@ class Device:
     """What the layout depends on.
 
     group: query heads a kv head. multiprocessors: of the GPU. *_tile: (query, head) rows of a program's tile.
-    min_shared: tokens; a shorter common run is cheaper read once per row than merged.
+    min_shared: tokens; a shorter common run is cheaper read once per row than merged. min_saved: reads of a key of a kv
+    head; a step that would save fewer reads everything row by row: its reads cost less than further kernels.
     split_keys: a row's keys are split among programs down to this many. cascade, splits: off for comparison.
     """
 
@@ -37,6 +38,7 @@ class Device:
     own_tile: int = 16
     shared_tile: int = 128
     min_shared: int = 48
+    min_saved: int = 1 << 17
     split_keys: int = 256
     cascade: bool = True
     splits: bool = True
@@ -94,6 +96,10 @@ def lay_out(members: Members, long_rows: Wide, table: Ints, device: Device) -> L
             if found is not None:
                 orders.append(found[0])
                 shared.append(found[1])
+        once = sum(int(((items[:, 4] - items[:, 3]) * (items[:, 1] - 1)).sum()) for items in shared)
+        if once * device.kv_heads < device.min_saved:
+            orders, shared = [], []
+            own_start[:] = parts[:] = 0
     own = _own(members, own_start, parts, device)
     # A tile that chunks do not fill is work for nothing; where other rows must not matter, there is one tile only.
     fills = int(long_rows[:, 1].max(initial=0)) * device.group > LONG_TILES[0]

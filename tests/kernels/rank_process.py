@@ -40,7 +40,7 @@ def runner_of(spec: EngineSpec, peers: Peers | None, pages: int) -> DeviceRunner
     held = DeviceWeights(shards, weights, torch.float32, CPU, layer=linear, head=linear)
     layout = replace(
         layout_for(shards.part, CPU, page_size=spec.page_size, cascade=not spec.deterministic), min_shared=4,
-        split_keys=8, multiprocessors=8,
+        min_saved=0, split_keys=8, multiprocessors=8,
     )  # fmt: skip
     ranks = ALONE
     if peers is not None:

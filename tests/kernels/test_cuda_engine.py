@@ -24,6 +24,7 @@ from spark_llm.engine.cuda.linear import DenseLinear, InvariantLinear, MakeLinea
 from spark_llm.engine.cuda.load import layout_for
 from spark_llm.engine.cuda.pool import DevicePool
 from spark_llm.engine.cuda.runner import DevicePending, DeviceRunner
+from spark_llm.engine.cuda.shards import Shards
 from spark_llm.engine.cuda.weights import DeviceWeights
 from spark_llm.engine.model.config import ModelConfig
 from spark_llm.engine.model.decoder import Decoder, KVPool
@@ -73,10 +74,10 @@ class Model:
         linear: MakeLinear = DenseLinear, most_results: int | None = None,
     ) -> Engine:  # fmt: skip
         place = torch.device(device)
-        weights = DeviceWeights(self.config, self.copies(), torch.float32, place, layer=linear, head=linear)
+        weights = DeviceWeights(Shards(self.config), self.copies(), torch.float32, place, layer=linear, head=linear)
         layout = replace(
-            layout_for(self.config, place, page_size=page_size, cascade=cascade), min_shared=4, split_keys=8,
-            multiprocessors=8,
+            layout_for(self.config, place, page_size=page_size, cascade=cascade), min_shared=4,
+            min_saved=0, split_keys=8, multiprocessors=8,
         )  # fmt: skip
         decoder = DeviceDecoder(
             self.config, weights, context_length=CONTEXT, dtype=torch.float32, device=place,

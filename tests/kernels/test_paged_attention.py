@@ -129,7 +129,7 @@ def test_random_steps_are_attended_as_defined(
         page, kv_heads, dim, dtype, rng, device,
     )  # fmt: skip
     plan = Device(
-        group=group, kv_heads=kv_heads, page_size=page, multiprocessors=4, min_shared=16, split_keys=16,
+        group=group, kv_heads=kv_heads, page_size=page, multiprocessors=4, min_shared=16, min_saved=0, split_keys=16,
         own_tile=16, cascade=cascade, splits=cascade,
     )  # fmt: skip
     layout = lay_out(members, long_rows, pool.table, plan)
@@ -187,7 +187,7 @@ def test_scores_far_apart_stay_finite(device: str) -> None:
     pool.k *= 40
     q = 40 * torch.randn(1, 2, 64, generator=torch.Generator().manual_seed(2)).to(device)
     members = Members(np.array([0]), np.array([0]), np.array([1]), np.array([199]), np.zeros((1, 4), np.int64))
-    plan = Device(group=2, kv_heads=1, page_size=1, multiprocessors=4, split_keys=16)
+    plan = Device(group=2, kv_heads=1, page_size=1, multiprocessors=4, split_keys=16, min_saved=0)
     reference = attend_reference(q, pool, np.array([0]), np.array([199]))
     for splits in (True, False):
         setting = replace(plan, splits=splits)

@@ -14,7 +14,7 @@ WIDTH = 4096
 
 
 def device(**options: object) -> Device:
-    return Device(**{"group": 4, "kv_heads": 2, "page_size": 1, "multiprocessors": 8, **options})  # type: ignore[arg-type]
+    return Device(**{"group": 4, "kv_heads": 2, "page_size": 1, "multiprocessors": 8, "min_saved": 0, **options})  # type: ignore[arg-type]
 
 
 def pairs(layout: Layout, lanes: np.ndarray, positions: np.ndarray) -> Counter[tuple[int, int, int]]:
@@ -106,6 +106,18 @@ def test_a_prefix_is_read_once_per_tile_not_once_per_row() -> None:
     plain = lay_out(members, none, table, device(cascade=False))
     assert keys_read(plain) == 64 * 2080
     assert keys_read(shared) == 2 * 2048 + 64 * 32  # 32 queries of 4 heads fill a tile of 128
+
+
+def test_a_step_that_would_save_little_reads_row_by_row() -> None:
+    members, table = rows_below_one_prefix(4, 256, 32)
+    none = np.empty((0, 4), np.int64)
+    plain = lay_out(members, none, table, device(cascade=False))
+    saved = 3 * 256 * 2  # reads of the prefix beyond the first, of 2 kv heads
+    below, enough = (lay_out(members, none, table, device(min_saved=least)) for least in (saved + 1, saved))
+    assert not len(below.shared)
+    assert np.array_equal(below.own, plain.own)
+    assert below.parts.tolist() == plain.parts.tolist()
+    assert len(enough.shared)
 
 
 def test_few_rows_over_many_keys_fill_the_gpu() -> None:
