@@ -15,7 +15,7 @@ MOST_ANSWERS = 128  # of one request: prompts times n
 _T = TypeVar("_T")
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
-Seed = Annotated[int, msgspec.Meta(ge=-(2**63), lt=2**63)]
+Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 # parameters that are known and not supported, and the values that mean nothing is asked
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "best_of": (None, 1),
@@ -182,15 +182,18 @@ class ChatRequest(_Common, kw_only=True):
 class CompletionRequest(_Common, kw_only=True):
     """Of ``/v1/completions``: texts as they are, without a chat template, or token ids."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[str | int | list[int]]
 
     @property
     def prompts(self) -> list[str | list[int]]:
+        """Raises ApiError for texts and ids in one list."""
         if isinstance(self.prompt, str):
             return [self.prompt]
-        if self.prompt and isinstance(self.prompt[0], int):
-            return [self.prompt]
-        return list(self.prompt)  # type: ignore[arg-type]
+        ids = [part for part in self.prompt if isinstance(part, int)]
+        prompts = [part for part in self.prompt if not isinstance(part, int)]
+        if ids and prompts:
+            raise ApiError(400, "A prompt is a text, a list of token ids, or a list of one of these", param="prompt")
+        return [ids] if ids else prompts
 
 
 def parse(body: bytes, kind: type[_T]) -> _T:

@@ -120,6 +120,10 @@ class Server:
                 response = json_response(refusal.body, refusal.status)
             except ClientDisconnect:
                 response = Response(status_code=_CLOSED)
+            except Exception:
+                log.exception("a request failed")
+                failure = ApiError(500, "The server failed; its log has the traceback", kind="server_error")
+                response = json_response(failure.body, 500)
             self._responses[request.scope["route"].path, response.status_code] += 1
             return response
 
