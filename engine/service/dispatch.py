@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from collections import Counter, deque
@@ -22,8 +21,6 @@ from spark_llm.errors import LlmError
 
 if TYPE_CHECKING:
     from spark_llm.engine.service.dispatch_client import ClusterClient
-
-log = logging.getLogger(__name__)
 
 _TELL_SECONDS = 0.25  # between two notices of rows that are done
 _FIRST_GUESS = 16.0  # tokens of an answer, at most, before there are any
@@ -201,7 +198,6 @@ class DispatchedStream:
         with self._changed:
             self._late += answers
         lost.close()
-        log.warning("engine lost: %s; rows unanswered=%d", lost.error, sum(batch.num_rows for batch in rest))
         self._client.lost(engine, lost.taken_in)
         if lost.taken_in:
             self._losses.update(row for batch in rest for row in batch.column("id").to_pylist())

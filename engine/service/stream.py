@@ -167,7 +167,7 @@ class AnswerStream:
                     self._client.reconnect()
         except BaseException as error:
             with self._changed:
-                self._error = error
+                self._error = self._error or error
                 self._changed.notify_all()
         finally:
             self._drop()
