@@ -37,5 +37,5 @@ def _mask(logits, rows, masks, vocabulary, words, BLOCK: tl.constexpr):
     inside = at < vocabulary
     word = tl.load(masks + index * words + at // 32, mask=inside, other=0)
     closed = (word >> (at % 32)) & 1 == 0
-    nothing = tl.full((BLOCK,), -float("inf"), logits.dtype.element_ty)
+    nothing = tl.full((BLOCK,), -float("inf"), tl.float32)
     tl.store(logits + row * vocabulary + at, nothing, mask=inside & closed)
