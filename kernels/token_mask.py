@@ -36,6 +36,7 @@ def _mask(logits, rows, masks, vocabulary, words, BLOCK: tl.constexpr):
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < vocabulary
     word = tl.load(masks + index * words + at // 32, mask=inside, other=0)
-    closed = (word >> (at % 32)) & 1 == 0
-    nothing = tl.full((BLOCK,), -float("inf"), tl.float32)
-    tl.store(logits + row * vocabulary + at, nothing, mask=inside & closed)
+    # all are written, not only those that change: whole lines of memory move as fast as they can
+    value = tl.load(logits + row * vocabulary + at, mask=inside).to(tl.float32)
+    open_ = (word >> (at % 32)) & 1 == 1
+    tl.store(logits + row * vocabulary + at, tl.where(open_, value, -float("inf")), mask=inside)

@@ -30,6 +30,7 @@ from spark_llm.kernels.paged_attention import attend, merge_parts
 from spark_llm.kernels.quantize import quantize_fp8
 from spark_llm.kernels.rope import rope_and_store
 from spark_llm.kernels.sampling import sample
+from spark_llm.kernels.token_mask import mask_logits
 
 TARGET = GPUTarget("cuda", 90, 32)
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
@@ -144,6 +145,7 @@ def heads(compiler: Compiler) -> None:
         compiler.label = f"vocabulary 128256, {str(dtype)[6:]}"
         seed = torch.zeros(4, dtype=torch.int64)
         sample(empty(4, 128256, dtype=dtype), floats(4), ints(4), floats(4), seed, ints(4), ints(4))
+        mask_logits(empty(4, 128256, dtype=dtype), ints(2), ints(2, 4008))
     compiler.label = "bfloat16"
     matmul(empty(64, 4096), empty(1024, 4096), empty(1024))
 

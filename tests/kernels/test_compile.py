@@ -29,7 +29,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_every_kernel_compiles(compiled: list[dict[str, Any]]) -> None:
     assert {found["kernel"] for found in compiled} == {
         "_attend", "_merge", "_add_rms_norm", "_silu_and_mul", "_quantize", "_rope", "_candidate_logits", "_greatest",
-        "_join", "_cut", "_draw", "_matmul",
+        "_join", "_cut", "_draw", "_matmul", "_mask",
     }  # fmt: skip
     assert [found for found in compiled if found["shared"] > SHARED] == []
 
