@@ -230,4 +230,6 @@ def _free_of_cost(completion: Completion) -> Completion:
 
 
 def _size(key: tuple[str, bytes], answer: Completion) -> int:
-    return _ENTRY_BYTES + len(key[1]) + 40 * len(answer.output)  # a list of numbers, each an object
+    return (
+        _ENTRY_BYTES + len(key[1]) + len(answer.text or "") + 40 * len(answer.output)
+    )  # a list of numbers, each an object

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pytest
 
 from spark_llm.engine.config import EngineSpec
-from spark_llm.engine.request import Completion, FinishReason, Request, TokenIds
+from spark_llm.engine.constraints.labels import Labels
+from spark_llm.engine.request import Completion, Constraint, FinishReason, Request, TokenIds
 from spark_llm.engine.service import client as clients
 from spark_llm.engine.service.client import EngineClient
 from spark_llm.engine.service.folder import EngineState
@@ -46,6 +47,11 @@ class FakeText:
 
     def decode(self, outputs: list[list[int]], stop: tuple[str, ...]) -> list[str]:
         return [bytes(output).decode() for output in outputs]
+
+    def constrain(self, system: str | None, constraint: Constraint) -> Labels:
+        if constraint.kind != "choices":
+            raise LlmError("LLM_INVALID_CONSTRAINT", kind=constraint.kind, reason="the fake knows choices only")
+        return Labels(constraint.choices, [text.encode() for text in constraint.choices], [0])
 
     def stop_checker(self, stop: tuple[str, ...]) -> Callable[[Sequence[int]], bool] | None:
         return None
@@ -132,6 +138,11 @@ class FakeEngine:
             return Completion(request.id, [], FinishReason.ERROR, 0, 0, 0, error=error)
         output = bytes(request.prompt.astype(np.uint8)).decode()[::-1].encode()
         cached = min(5, n)
+        if isinstance(request.constraint, Labels):  # the choice whose first letter is the prompt's
+            text = next(text for text in request.constraint.choices if ord(text[0]) == request.prompt[0])
+            return Completion(
+                request.id, [ord(text[0])], FinishReason.STOP, n, cached, n - cached, text=text, confidence=0.75
+            )
         return Completion(
             request.id, list(output), FinishReason.STOP, n, cached, n - cached,
             instruction_tokens=request.instruction_tokens,

@@ -260,7 +260,7 @@ def test_a_segment_is_plain_arrow(tmp_path: Path) -> None:
     written(Results(lambda: "m"), ResultCache(path=str(tmp_path)), range(3))
     (path,) = files(tmp_path)
     table = pa.ipc.open_file(path).read_all()
-    assert table.column_names == ["key", "finish_reason", "output"]
+    assert table.column_names == ["key", "finish_reason", "output", "text", "confidence"]
     assert table.column("output").to_pylist() == [[0, 1], [1, 2], [2, 3]]
 
 
