@@ -78,6 +78,10 @@ class CoordinatorServer:
         with contextlib.suppress(RuntimeError):  # the loop has ended already
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(timeout=5.0)
+        cost = self.cost
+        if cost.requests:
+            micros = 1e6 * cost.seconds / cost.groups
+            log.info("dispatched %d rows in %d groups, %.0f us a group", cost.rows, cost.groups, micros)
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:

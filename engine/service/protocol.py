@@ -104,12 +104,14 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 class StreamOpen(msgspec.Struct, frozen=True, kw_only=True):
     """The header of a stream: all that is constant for its rows.
 
-    query: the Spark execution id ("" outside a query: nothing folds there). client: whom scheduling charges.
+    query: the Spark execution id ("" outside a query: nothing folds there). client: whom scheduling charges, of whom
+    the query is one; client_weight: its share of the engine beside other clients', above 0.
     instruction_segments: how many leading segments of each row are instruction, not data.
     later_calls: how many further calls of the query will ask, later, prompts that begin with the same
     ``shared_segments`` leading segments as these rows (several calls over the same fields). A hint.
     reuse: False bypasses the prefix cache (the naive baseline).
     constraint: what all answers keep to, where a row has no choices of its own; None: they are free text.
+    truncate: cut the longest segment of a prompt that is longer than the context; False: such a row fails.
     cache: the result cache of rows that have a key; None: there is none. budget: None: there is none.
     limit, node: the query needs ``limit`` rows of those that its filter over this call keeps (0: all); tasks ask for
     their windows by the action ``window``, which counts hits by query and node.
@@ -118,6 +120,7 @@ class StreamOpen(msgspec.Struct, frozen=True, kw_only=True):
     version: int = PROTOCOL_VERSION
     query: str = ""
     client: str = ""
+    client_weight: float = 1.0
     params: SamplingParams = SamplingParams()
     system: str | None = None
     instruction_segments: int = 1
@@ -125,6 +128,7 @@ class StreamOpen(msgspec.Struct, frozen=True, kw_only=True):
     shared_segments: int = 0
     reuse: bool = True
     constraint: Constraint | None = None
+    truncate: bool = False
     cache: ResultCache | None = None
     budget: Budget | None = None
     limit: int = 0
@@ -184,6 +188,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     count what was computed. cache_answers, cache_bytes: the result cache in memory; cache_segments: files of it in use.
     owner: pid of the process whose end ends the engine (the executor's JVM).
     tokens_per_second: tokens through the model, prompts and answers, over the last few seconds.
+    address: host:port at which it listens for tasks of other executors, "": it does not.
     """
 
     pid: int
@@ -191,6 +196,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     uptime: float
     owner: int = 0
+    address: str = ""
     rows_received: int = 0
     rows_answered: int = 0
     rows_folded: int = 0

@@ -51,6 +51,12 @@ class Member:
         self._lock = threading.Lock()
         self._membership: _Membership | None = None
 
+    @property
+    def address(self) -> str:
+        """Where it listens, "": nowhere (yet)."""
+        now = self._membership
+        return "" if now is None or now.endpoint is None else now.endpoint.address
+
     def join(self, request: Join) -> Joined:
         """Returns once the engine is registered; at once where it already is. Raises OSError if that fails."""
         with self._lock:
@@ -77,6 +83,7 @@ class _Membership:
         self._listen = listen
         self._evicted = evicted
         self._server: Listening | None = None
+        self.endpoint: Endpoint | None = None
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._run, name="member", daemon=True)
         self._thread.start()
@@ -105,9 +112,10 @@ class _Membership:
             if self._server is None:
                 # the address by which the driver is reached is one by which the driver's network reaches this host
                 self._server = self._listen(link.host, cluster)
-                self._host = link.host
-                log.info("listens for tasks of other executors at %s port %d", link.host, self._server.port)
-            link.tell(Register(self.engine, self.request.pool, Endpoint(self._host, self._server.port), os.getpid()))
+                self.endpoint = Endpoint(link.host, self._server.port)
+                log.info("listens for tasks of other executors at %s", self.endpoint.address)
+            assert self.endpoint is not None
+            link.tell(Register(self.engine, self.request.pool, self.endpoint, os.getpid()))
             while not self._leaving.wait(BEAT_SECONDS):
                 link.tell(Beat(self._evicted()))
         finally:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pyarrow as pa
 import pyarrow.flight as flight
+from msgspec.structs import replace
 
 from spark_llm.engine.request import FinishReason
 from spark_llm.engine.service.coordinator_protocol import Cluster, Join, Joined
@@ -69,7 +70,8 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
         answer: object = {}
         match action.type:
             case "status":
-                answer = self._loop.status(os.getpid(), self._owner)
+                address = "" if self._member is None else self._member.address
+                answer = replace(self._loop.status(os.getpid(), self._owner), address=address)
             case "window":
                 answer = WindowGrant(self._loop.window(_window_request(action.body)))
             case "clear_cache":

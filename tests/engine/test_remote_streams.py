@@ -9,6 +9,7 @@ import pytest
 from fake_cluster import FakeCluster, FakeExecutor, fake_cluster
 from fake_service import answers, batch_of, wait_until
 
+from spark_llm.engine.prefix import sort_key
 from spark_llm.engine.request import SamplingParams
 from spark_llm.engine.service.coordinator_protocol import Gone
 from spark_llm.engine.service.protocol import StreamOpen, WindowRequest
@@ -74,6 +75,19 @@ def test_the_coordinator_hears_of_rows_that_are_done_or_given_up(cluster: FakeCl
     (router,) = cluster.coordinator._coordinator._routers.values()
     wait_until(lambda: all(queued.rows == 0 and queued.service == 0 for queued in router.queued().values()))
     wait_until(lambda: sum(len(executor.engine.cancelled) for executor in cluster.executors) == 1)
+
+
+def test_the_coordinator_hears_of_prefixes_that_are_evicted(cluster: FakeCluster) -> None:
+    first, _ = pair(cluster)
+    with first.client.stream(HEADER) as stream:
+        stream.send(batch_of(rows(4, 5)))
+        assert len(answers(stream)) == 20
+    (router,) = cluster.coordinator._coordinator._routers.values()
+    assert len(router.holdings) == 5, "the instruction and four groups"
+    for executor in cluster.executors:
+        for request in executor.engine.seen:
+            executor.engine.evicted(sort_key(request.prompt), len("ask\ngroup 0"), len(request.prompt))
+    wait_until(lambda: len(router.holdings) == 1)
 
 
 def test_with_one_engine_the_coordinator_is_not_asked(cluster: FakeCluster) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from spark_llm.engine.service import dispatch_client
-from spark_llm.engine.service.client import connect
+from spark_llm.engine.service.client import connect, list_engines
 from spark_llm.engine.service.coordinator_server import CoordinatorServer
 from spark_llm.engine.service.dispatch_client import ClusterClient
 from spark_llm.engine.service.process import ProcessId
@@ -70,6 +70,7 @@ def test_a_killed_engine_leaves_no_row_unanswered(engines: Engines, member: Call
     assert own == alone, "the engine that is there joins"
     second, other = member(2)
     assert listening(own) == listening(other) == ["127.0.0.1"]
+    assert [engine.address.partition(":")[0] for engine in list_engines()] == ["127.0.0.1"] * 2
 
     # both work, each group at one of them
     with second.stream(engines.header(max_tokens=40)) as stream:
