@@ -91,6 +91,9 @@ class Engine:
         # A sliding window is not implemented; rows that it holds as a whole do not need it.
         longest = min(config.context_length, config.sliding_window or config.context_length)
         self.context_length = min(spec.context_length or longest, longest)
+        self._limit = min(self.context_length, cache.pool.total * cache.page_size)
+        if text is not None:
+            text.keep_within(self._limit)
         self._pipeline = Pipeline(self.scheduler, runner, frozenset(config.eos_ids))
         self._at_once: list[Completion] = []
         self._totals = EngineStats(total_pages=cache.pool.total)
@@ -102,8 +105,7 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """A request arrives. One that can never fit is answered with an error by the next ``step``."""
-        cache = self.scheduler.cache
-        limit = min(self.context_length, cache.pool.total * cache.page_size)
+        limit = self._limit
         length, max_tokens = len(request.prompt), request.params.max_tokens
         if not length:
             self._refuse(request, "LLM_INVALID_REQUEST", {"reason": "the prompt has no tokens"})

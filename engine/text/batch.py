@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,14 @@ class SegmentBatch:
         texts = [text or "" for text in segments.dictionary.to_pylist()]
         codes = segments.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         return cls(texts, codes, offsets - offsets[0])
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Sequence[str]]) -> SegmentBatch:
+        """From the segments of each row."""
+        texts = list(dict.fromkeys(text for row in rows for text in row))
+        numbers = {text: number for number, text in enumerate(texts)}
+        codes = np.array([numbers[text] for row in rows for text in row], np.int64)
+        return cls(texts, codes, np.cumsum([0, *map(len, rows)], dtype=np.int64))
 
     def row(self, index: int) -> list[str]:
         """The segments of one row."""

@@ -18,6 +18,7 @@ from spark_llm.engine.service.protocol import StreamOpen, request_rows
 from spark_llm.engine.text.batch import Ints, SegmentBatch
 from spark_llm.engine.text.cuts import CutRule, cut_rule
 from spark_llm.engine.text.segments import SegmentEncoder
+from spark_llm.engine.text.shorten import shortened
 from spark_llm.engine.text.template import ChatFrame, ChatTemplate, Turn
 from spark_llm.engine.text.tokenizer import LoadedTokenizer, load_tokenizer
 from spark_llm.engine.text.whole import WholeEncoder
@@ -25,6 +26,7 @@ from spark_llm.errors import LlmError
 
 _CACHE_BYTES = 64 << 20
 _MOST_FRAMES = 64
+_SHORTENINGS = 4  # of a message until it fits: tokens beside a cut may come out otherwise
 
 
 class TextPipeline:
@@ -58,6 +60,7 @@ class TextPipeline:
             self._segments = SegmentEncoder(self._tokenizer, self.cut_rule, cache_bytes)
         self._constraints = ConstraintCompiler(self._tokenizer, self.vocab_size, eos_ids)
         self._frames: dict[str | None, ChatFrame] = {}
+        self._limit = 0
         self.frame(None)  # a template that fails, fails when the engine starts
 
     @classmethod
@@ -75,6 +78,10 @@ class TextPipeline:
             reason = f"the tokenizer has {tokens} tokens, the model {vocab_size}"
             raise LlmError("LLM_TOKENIZER_MISSING", model=source.name, reason=reason)
         return cls(loaded, vocab_size=vocab_size, eos_ids=config.eos_ids)
+
+    def keep_within(self, limit: int) -> None:
+        """Prompt and answer have room for ``limit`` tokens: what streams that truncate are cut to."""
+        self._limit = limit
 
     def frame(self, system: str | None) -> ChatFrame:
         """The text around a user message. Raises LLM_CHAT_TEMPLATE_INVALID (for example: no system message)."""
@@ -96,6 +103,15 @@ class TextPipeline:
         """The same, and int64 [rows] of the leading tokens that the prompts of later calls share (0: no such)."""
         frame = self.frame(header.system)
         segments = SegmentBatch.from_arrow(batch.column("segments"))
+        found = self._encoded(header, frame, segments)
+        most = self._limit - header.params.max_tokens
+        if header.truncate and self._limit and any(len(prompt) > most for prompt in found[0]):
+            found = self._encoded(header, frame, self._shortened(header, frame, segments, found[0], most))
+        return found
+
+    def _encoded(
+        self, header: StreamOpen, frame: ChatFrame, segments: SegmentBatch
+    ) -> tuple[list[TokenIds], Ints, Ints]:
         encoder: SegmentEncoder | WholeEncoder
         if self._segments is not None and self._segments.supports(frame):
             encoder = self._segments
@@ -104,6 +120,29 @@ class TextPipeline:
         shared = (header.shared_segments,) if header.later_calls or header.shared_segments else ()
         prompts, counts = encoder.encode(frame, segments, (header.instruction_segments, *shared))
         return prompts, counts[0], counts[1] if shared else np.zeros(len(prompts), np.int64)
+
+    def _shortened(
+        self, header: StreamOpen, frame: ChatFrame, batch: SegmentBatch, prompts: Sequence[TokenIds], most: int
+    ) -> SegmentBatch:
+        """The batch with its longest fields cut where a prompt has more than ``most`` tokens, and can be shortened."""
+        rows = [batch.row(number) for number in range(len(prompts))]
+        for number, prompt in enumerate(prompts):
+            length, row = len(prompt), rows[number]
+            before = header.instruction_segments
+            fields = range(before, len(row)) if before else range(len(row) - 1)
+            for _ in range(_SHORTENINGS):
+                if length <= most:
+                    break
+                cut = shortened(row, fields, length - most, self._offsets)
+                if cut is None:
+                    break
+                rows[number] = row = cut
+                length = len(self._encoded(header, frame, SegmentBatch.of_rows([row]))[0][0])
+        return SegmentBatch.of_rows(rows)
+
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
+        offsets: list[tuple[int, int]] = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        return offsets
 
     def constrain(self, system: str | None, constraint: Constraint) -> CompiledConstraint:
         """What answers to prompts with this system message keep to. Raises LLM_INVALID_CONSTRAINT.
