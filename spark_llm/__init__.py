@@ -17,6 +17,7 @@ _EXPORTS = {
     "OrderComparison": "spark_llm.compare",
     "explain": "spark_llm.explaining",
     "Explanation": "spark_llm.explaining",
+    "prompt": "spark_llm.functions.prompts",
     "clear_cache": "spark_llm.cache",
     "last_report": "spark_llm.report",
     "reports": "spark_llm.report",
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from spark_llm.errors import LlmError as LlmError
     from spark_llm.explaining import Explanation as Explanation
     from spark_llm.explaining import explain as explain
+    from spark_llm.functions.prompts import prompt as prompt
     from spark_llm.report import Report as Report
     from spark_llm.report import last_report as last_report
     from spark_llm.report import reports as reports

@@ -14,6 +14,7 @@ Schema = dict[str, Any]
 
 # JSON numbers are bounded by what a float64 holds exactly where the bound is written: 15 digits, and powers of ten.
 _DIGITS = 15
+_PLACES = 10  # behind the point: the finest step that grammar libraries count in
 _BOUNDS = {
     "TINYINT": (-(2**7), 2**7 - 1),
     "SMALLINT": (-(2**15), 2**15 - 1),
@@ -45,7 +46,7 @@ def schema_of(answer: AnswerType) -> Schema:
     """The JSON Schema each of whose instances from_json reads as ``answer`` without a NULL that the model did not mean.
 
     A field may be null unless it is NOT NULL; all fields are there, in their order. BIGINT is kept within 10**18, and a
-    DECIMAL to 15 digits. Comments become descriptions.
+    DECIMAL to 15 digits, 10 of them behind the point. Comments become descriptions.
     """
     name = answer.name
     if name == "STRUCT":
@@ -87,7 +88,7 @@ def _map(values: Schema) -> Schema:
 
 def _decimal(precision: int, scale: int) -> Schema:
     whole = min(precision - scale, max(_DIGITS - scale, 9))
-    places = min(scale, _DIGITS - whole)
+    places = min(scale, _DIGITS - whole, _PLACES)
     most = float(f"{'9' * whole or '0'}.{'9' * places or '0'}")
     if not places:
         return {"type": "integer", "minimum": -int(most), "maximum": int(most)}

@@ -47,6 +47,8 @@ class Request:
     later_calls: int
     node: str = ""
     limit: int = 0
+    constraint: dict[str, Any] | None = None
+    choices: tuple[str, ...] | None = None
 
     @property
     def prompt(self) -> str:
@@ -95,7 +97,11 @@ class FakeModel:
         """All calls since ``forget``; those of a stream stand together, in their order."""
         files = sorted(file for file in self._folder.iterdir() if not file.name.startswith("."))
         lines = [line for file in files for line in file.read_text("utf-8").splitlines()]
-        return [Request(**{**(row := json.loads(line)), "segments": tuple(row["segments"])}) for line in lines]
+        found = [json.loads(line) for line in lines]
+        for row in found:
+            row["segments"] = tuple(row["segments"])
+            row["choices"] = None if row["choices"] is None else tuple(row["choices"])
+        return [Request(**row) for row in found]
 
     def streams(self) -> list[list[Request]]:
         """The calls of each stream."""
@@ -154,10 +160,10 @@ class FakeCountingStream(FakeStream):
         self._texts: dict[int, str | None] = {}
 
     def send(self, batch: pa.RecordBatch) -> None:
-        columns = [batch[name].to_pylist() for name in ("id", "segments", "seed", "key")]
+        columns = [batch[name].to_pylist() for name in ("id", "segments", "seed", "key", "choices")]
         header = self._header
         with self._file.open("a", encoding="utf-8") as file:
-            for number, segments, seed, key in zip(*columns, strict=True):
+            for number, segments, seed, key, choices in zip(*columns, strict=True):
                 row = {
                     "stream": self._name,
                     "query": header.query,
@@ -169,6 +175,8 @@ class FakeCountingStream(FakeStream):
                     "later_calls": header.later_calls,
                     "node": header.node,
                     "limit": header.limit,
+                    "constraint": None if header.constraint is None else msgspec.to_builtins(header.constraint),
+                    "choices": choices,
                 }
                 # The seed of a row depends on the order policy, too.
                 read = json.dumps([seed, "".join(segments)] if self._reads_order else sorted(segments))
