@@ -15,7 +15,10 @@ _ROUTERS = (LOCAL, *POLICIES)
 
 
 def _router(text: str) -> str:
-    return {name.lower(): name for name in _ROUTERS}[text.lower()]
+    for name in _ROUTERS:
+        if name.lower() == text.lower():
+            return name
+    raise ValueError(text)
 
 
 ROUTER = Kind(f"{', '.join(_ROUTERS[:-1])} or {_ROUTERS[-1]}", _router)

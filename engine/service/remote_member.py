@@ -65,20 +65,24 @@ class Member:
                 if now is not None:
                     now.leave()
                 now = self._membership = _Membership(request, self._listen, self._evicted)
-        if not now.registered.wait(JOIN_SECONDS):
+        if not now.tried.wait(JOIN_SECONDS) or not now.is_registered:
             raise ConnectionError(f"the engine cannot register with the driver: {now.error or 'no reply'}")
         return Joined(now.engine)
 
 
 class _Membership:
-    """One cluster's: a thread that stays connected to its coordinator. engine: its name there."""
+    """One cluster's: a thread that stays connected to its coordinator.
+
+    engine: its name there. tried: it has registered, or failed to once, by ``error``; it goes on trying.
+    """
 
     def __init__(
         self, request: Join, listen: Callable[[str, Cluster], Listening], evicted: Callable[[], list[int]]
     ) -> None:
         self.request = request
         self.engine = os.urandom(8).hex()
-        self.registered = threading.Event()
+        self.tried = threading.Event()
+        self.is_registered = False
         self.error: OSError | None = None
         self._listen = listen
         self._evicted = evicted
@@ -99,6 +103,7 @@ class _Membership:
                 self._stay()
             except OSError as error:
                 self.error = error
+                self.tried.set()
                 log.warning("no connection to the driver: %s", error)
                 self._leaving.wait(_RETRY_SECONDS)
         if self._server is not None:
@@ -122,4 +127,5 @@ class _Membership:
             link.close()
 
     def _on_push(self, message: Registered) -> None:
-        self.registered.set()
+        self.is_registered = True
+        self.tried.set()

@@ -121,8 +121,10 @@ class Registry:
         reports = self._reports.get(application)
         if reports is None or reports.sink.cluster is not None or session.conf().get(ROUTER_KEY, LOCAL) == LOCAL:
             return
-        reports.coordinate(LlmConf.parse(self._catalyst.settings(session)))
-        self._use(application, self._makers[application])
+        conf = LlmConf.parse(self._catalyst.settings(session))
+        if conf.router != LOCAL:
+            reports.coordinate(conf)
+            self._use(application, self._makers[application])
 
     def _register(self, functions: Jvm) -> None:
         last = self._identifier(next(reversed(self._builders)).name)
