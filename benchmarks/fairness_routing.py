@@ -30,11 +30,9 @@ def loads(kind: str, engines: int, rows: int) -> list[Query]:
         return [Query(f"q{n}", rows, f"t{n // 4}", 120, skew=0.6) for n in range(count)]
     if kind == "short prefixes, long answers":
         return [Query(f"q{n}", rows, f"t{n // 4}", 120, prefix=64, own=96, output=32, skew=0.6) for n in range(count)]
-    if kind == "one hot prefix":  # every other query has all its rows under one prefix
-        return [
-            Query(f"q{n}", rows, f"t{n // 4}", 120, skew=0.6) if n % 2 else Query(f"q{n}", rows, f"h{n}", 1)
-            for n in range(count)
-        ]
+    if kind == "one hot prefix":  # one query has as many rows as the others together, all under one prefix
+        hot = Query("hot", rows * count, "hot", 1, window=128 * engines)
+        return [hot, *(Query(f"q{n}", rows, f"t{n // 4}", 120, skew=0.6) for n in range(count))]
     raise ValueError(kind)
 
 

@@ -164,6 +164,8 @@ def test_clients_with_work_everywhere_are_served_within_the_bound(groups, choice
     endless = {name: itertools.cycle(asked) for name, asked in zip("fg", groups, strict=True)}
     chosen = itertools.cycle(choices)
     bound = 2 * engines * (PREFIX + OWN + quantum)
+    for name in "fg":
+        cluster.dispatch(group(name, *next(endless[name])))  # so that neither is alone, and may do as it likes
     for phase in range(2):
         ahead = []
         for _ in range(60):

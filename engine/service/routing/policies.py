@@ -12,7 +12,8 @@ from spark_llm.engine.service.routing.fleet import Fleet, Floats
 from spark_llm.engine.service.routing.group import PrefixGroup
 
 _PIECES = 4  # at most, of a group, for each engine
-_IDLES, _LATE = 0.5, 1.5  # loads that are out of line, by the load of all engines
+_SOON = 8  # prefixes: an engine that has less to do than to compute so many is about to idle
+_IDLES, _LATE = 0.5, 1.5  # loads below and above which engines are out of line, by the mean of all
 _TILT = 1e-6  # of loads that are in line, so that of equal engines the one with the least to do is taken
 
 
@@ -93,8 +94,8 @@ class DoubleDeficit:
     The paper takes the longest match among them and then the shortest queue; it loses to routing by prefix alone where
     prefixes are long and answers short, as copies of prefixes fill the caches. Here what an engine lacks of the prefix
     counts twice, for the rows that wait for it and for those behind them. Its load counts only where it is out of
-    line: an engine with less than half of the load of all, which is about to idle, or with more than half as much
-    again. Between, no engine idles and none is late, and evening out would only copy prefixes.
+    line: below half the mean of all engines, if it is about to idle, and above one and a half. Between, no engine
+    idles and none is late, and evening out would only copy prefixes.
 
     A group is dealt out in pieces as large as its prefix, so that the same rule decides whether it is split.
     Credit counts while there are rows of several clients; alone, a client may use any engine as it likes.
@@ -108,15 +109,17 @@ class DoubleDeficit:
         contested = len(self.deficits.accounts) > 1
         row = group.row_cost
         level = (float(fleet.loads.sum()) + group.rows * row) / fleet.power
-        piece = self._piece(group, contested, len(fleet))
+        prefix = sum(block.tokens for block in group.path)
+        piece = self._piece(group, prefix, contested, len(fleet))
+        line = min(_IDLES * level, _SOON * prefix), _LATE * level
         loads = fleet.loads.copy()  # as they will be
-        against = self._against(account, contested, missing, fleet, loads, level)
+        against = self._against(account, contested, missing, fleet, loads, line)
         parts: dict[int, Part] = {}
         left = group.rows
         while left:
             engine = int(against.argmin())
             if against[engine] == np.inf:
-                against = self._against(account, contested, missing, fleet, loads, level)
+                against = self._against(account, contested, missing, fleet, loads, line)
                 continue
             rows = min(left, piece)
             left -= rows
@@ -128,7 +131,7 @@ class DoubleDeficit:
             else:
                 parts[engine] = Part(engine, rows, work, contested)
             load = loads[engine] = float(loads[engine] + work / fleet.speeds[engine])
-            against[engine] = min(load, _IDLES * level) + max(0.0, load - _LATE * level) + _TILT * load
+            against[engine] = min(load, line[0]) + max(0.0, load - line[1]) + _TILT * load
             if contested:
                 account.deficits[engine] -= work
                 if account.deficits[engine] <= 0:
@@ -143,19 +146,25 @@ class DoubleDeficit:
             self.deficits.charge(client, part.engine, service - part.work * rows / part.rows)
         self.deficits.closed(client, rows)
 
-    def _piece(self, group: PrefixGroup, contested: bool, engines: int) -> int:
+    def _piece(self, group: PrefixGroup, prefix: int, contested: bool, engines: int) -> int:
         """Rows that are placed at a time: about as much work as their prefix, not more than a quantum of credit."""
-        work = max(sum(block.tokens for block in group.path), group.rows * group.row_cost / (_PIECES * engines))
+        work = max(prefix, group.rows * group.row_cost / (_PIECES * engines))
         if contested:
             work = min(work, group.weight * self.deficits.quantum)
         return max(1, int(work / group.row_cost)) if group.row_cost > 0 else group.rows
 
     def _against(
-        self, account: Account, contested: bool, missing: Floats, fleet: Fleet, loads: Floats, level: float
+        self,
+        account: Account,
+        contested: bool,
+        missing: Floats,
+        fleet: Fleet,
+        loads: Floats,
+        line: tuple[float, float],
     ) -> Floats:
-        """What counts against each engine; infinite: it is not there, or has no credit."""
+        """What counts against each engine; infinite: it is not there, or has no credit. line: loads that are in it."""
         usable = self.deficits.refill(account, fleet) if contested else fleet.here
-        against = np.minimum(loads, _IDLES * level) + np.maximum(loads - _LATE * level, 0.0) + _TILT * loads
+        against = np.minimum(loads, line[0]) + np.maximum(loads - line[1], 0.0) + _TILT * loads
         against += 2 * missing / fleet.speeds
         return np.where(usable, against, np.inf)
 
