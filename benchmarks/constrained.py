@@ -1,0 +1,233 @@
+"""What constraints cost and what they give: labels beside free answers, a grammar's share of a step, whole answers.
+
+    .venv/bin/python benchmarks/constrained.py                       all parts on the CPU, the packaged model
+    .venv/bin/python benchmarks/constrained.py --device cuda --model Qwen/Qwen2.5-7B-Instruct --rows 2000
+    .venv/bin/python benchmarks/constrained.py --only schemas --schemas 5000
+
+labels: the packaged reviews are classified, once by free generation and once by choices, with the same prompts; both
+begin with an empty prefix cache. grammar: the same reviews are turned into JSON by a schema; the share of the engine's
+time that constraints take where the model waits for it (masks that are made while it runs cost nothing there). schemas:
+answers of a small random model to generated schemas, greedy and drawn, at any max_tokens: each parses or is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from constrained_schemas import parse_all, run
+from machine import this_machine
+
+from spark_llm.datasets.catalogue import CATALOGUE
+from spark_llm.engine.config import EngineSpec
+from spark_llm.engine.constraints import step as step_module
+from spark_llm.engine.core import Engine
+from spark_llm.engine.loading import load_engine
+from spark_llm.engine.request import Completion, Constraint, Request, SamplingParams
+from spark_llm.engine.scheduling import plan as plan_module
+from spark_llm.engine.scheduling.finishing import Finishing
+
+OUT = Path(__file__).resolve().parent.parent / "artifacts" / "constrained.json"
+QUESTION = "Is this review of a film positive or negative? Answer with one word, positive or negative."
+LABELS = {"fresh": "positive", "rotten": "negative"}
+FREE_TOKENS = 8  # of a free answer at most: enough for "The review is negative."
+TO_JSON = "Describe this review of a film as JSON with a mood, a score from 0 to 10 and a few words that say why."
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "mood": {"enum": ["positive", "negative", "mixed"]},
+        "score": {"type": "integer", "minimum": 0, "maximum": 10},
+        "why": {"type": "string", "maxLength": 80},
+    },
+    "required": ["mood", "score", "why"],
+    "additionalProperties": False,
+}
+JSON_TOKENS = 64
+
+
+@dataclass
+class Labels:
+    """accuracy: of all rows; a free answer that names not just one label is wrong. named: rows that do."""
+
+    way: str
+    rows: int
+    seconds: float
+    rows_per_second: float
+    steps: int
+    output_tokens: int
+    accuracy: float
+    named: float
+
+
+@dataclass
+class GrammarCost:
+    """share: of the steps' time. forced: of the answers' tokens."""
+
+    rows: int
+    seconds: float
+    share: float
+    parts: dict[str, float]
+    forced: float
+    tokens_per_step_and_row: float
+    whole: int
+    parsed: int
+
+
+def prompt(engine: Engine, question: str, review: str) -> Any:
+    text = engine.text
+    assert text is not None
+    ids = text._tokenizer.encode(
+        text.frame(None).render(f"{question}\n\nReview: {review}"), add_special_tokens=False
+    ).ids
+    return np.array(ids, np.int32)
+
+
+def label_of(text: str) -> str | None:
+    named = [label for label in LABELS.values() if label in text.lower()]
+    return named[0] if len(named) == 1 else None
+
+
+def classify(engine: Engine, rows: int) -> list[Labels]:
+    assert engine.text is not None
+    reviews = CATALOGUE["movies"].load()["reviews"].head(rows)
+    prompts = [prompt(engine, QUESTION, quote) for quote in reviews["quote"]]
+    truth = [LABELS[verdict] for verdict in reviews["verdict"]]
+    labels = engine.text.constrain(None, Constraint(kind="choices", choices=tuple(LABELS.values())))
+    found = []
+    for way in ("warm", "free", "choices", "choices, 1 row at a time"):
+        constraint = labels if way.startswith("choices") else None
+        params = SamplingParams(max_tokens=FREE_TOKENS if constraint is None else labels.max_tokens)  # type: ignore[attr-defined]
+        asked = [Request(i, ids, params, constraint=constraint) for i, ids in enumerate(prompts)]
+        if way == "warm":
+            run(engine, asked[: max(8, rows // 8)])
+            continue
+        if way.endswith("time"):
+            answers, seconds, steps = one_by_one(engine, asked[: max(8, rows // 8)])
+        else:
+            answers, seconds, steps = run(engine, asked)
+        texts = [answer.text or engine.text.decode([answer.output])[0] for answer in answers]
+        given_labels = [label_of(text) for text in texts]
+        count = len(answers)
+        found.append(
+            Labels(
+                way, count, seconds, count / seconds, steps, sum(len(answer.output) for answer in answers),
+                sum(a == b for a, b in zip(given_labels, truth, strict=False)) / count,
+                sum(label is not None for label in given_labels) / count,
+            )
+        )  # fmt: skip
+    return found
+
+
+def one_by_one(engine: Engine, requests: Sequence[Request]) -> tuple[list[Completion], float, int]:
+    """Each row alone: how many steps one takes."""
+    found = [run(engine, [request]) for request in requests]
+    return [answers[0] for answers, _, _ in found], sum(s for _, s, _ in found), sum(n for _, _, n in found)
+
+
+@contextmanager
+def timed() -> Iterator[dict[str, float]]:
+    """Seconds in what constraints do on the way of a step, by part."""
+    seconds: dict[str, float] = {}
+
+    def timing(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+        return call
+
+    from spark_llm.engine import runner
+
+    points: list[tuple[str, Any, str]] = [
+        ("lists", plan_module, "choices_of"),
+        ("wait for masks", step_module.Masks, "wait"),
+        ("apply masks", runner, "apply_masks"),
+        ("take tokens", Finishing, "_match"),
+    ]
+    if "spark_llm.engine.cuda.chooser" in sys.modules:
+        points.append(("apply masks", sys.modules["spark_llm.engine.cuda.chooser"].Chooser, "_mask"))
+    with ExitStack() as stack:
+        for name, owner, attribute in points:
+            stack.enter_context(mock.patch.object(owner, attribute, timing(name, getattr(owner, attribute))))
+        yield seconds
+
+
+def grammar_cost(engine: Engine, rows: int) -> GrammarCost:
+    assert engine.text is not None
+    quotes = CATALOGUE["movies"].load()["reviews"]["quote"].head(rows)
+    constraint = engine.text.constrain(None, Constraint(kind="json_schema", text=json.dumps(SCHEMA)))
+    params = SamplingParams(max_tokens=JSON_TOKENS)
+    asked = [
+        Request(i, prompt(engine, TO_JSON, quote), params, constraint=constraint) for i, quote in enumerate(quotes)
+    ]
+    run(engine, asked[: max(8, rows // 8)])  # builds the lexer's states, as the first rows of a query do
+    before = engine.stats()
+    step_seconds, forced = before.step_seconds, before.forced_tokens
+    with timed() as parts:
+        answers, seconds, steps = run(engine, asked)
+    spent = engine.stats().step_seconds - step_seconds
+    tokens = sum(len(answer.output) for answer in answers)
+    whole = [answer for answer in answers if answer.error is None]
+    texts = engine.text.decode([answer.output for answer in whole])
+    return GrammarCost(
+        len(answers), seconds, sum(parts.values()) / spent, {name: part / spent for name, part in parts.items()},
+        (engine.stats().forced_tokens - forced) / tokens, tokens / steps / len(answers), len(whole),
+        sum(isinstance(json.loads(text), dict) for text in texts),
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument("--schemas", type=int, default=200)
+    parser.add_argument("--only", choices=["labels", "grammar", "schemas"])
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    found: dict[str, Any] = {"machine": str(this_machine()), "model": options.model, "device": options.device}
+    print(found["machine"])
+    if options.only != "schemas":
+        engine = load_engine(EngineSpec(model=options.model, device=options.device, dtype=options.dtype))
+        if options.only != "grammar":
+            ways = classify(engine, options.rows)
+            found["labels"] = [asdict(way) for way in ways]
+            print(f"{'labels':28}{'rows':>6}{'rows/s':>9}{'steps':>7}{'tokens':>8}{'accuracy':>10}{'named':>8}")
+            for way in ways:
+                print(
+                    f"{way.way:28}{way.rows:6}{way.rows_per_second:9.1f}{way.steps:7}{way.output_tokens:8}"
+                    f"{way.accuracy:10.1%}{way.named:8.1%}"
+                )
+            print(f"choices / free: {ways[1].rows_per_second / ways[0].rows_per_second:.1f} x the rows a second")
+        if options.only != "labels":
+            cost = grammar_cost(engine, options.rows)
+            found["grammar"] = asdict(cost)
+            parts = ", ".join(f"{name} {part:.2%}" for name, part in cost.parts.items())
+            print(f"grammar: {cost.share:.2%} of {cost.rows} rows' steps ({parts}); {cost.forced:.0%} of tokens forced")
+            print(f"grammar: {cost.whole} of {cost.rows} answers whole, {cost.parsed} parse")
+    if options.only in (None, "schemas"):
+        total = parse_all(options.schemas)
+        found["schemas"] = asdict(total)
+        print(
+            f"schemas: {total.schemas} ({total.refused} refused), {total.rows} answers: {total.whole} parse, "
+            f"{total.incomplete} are errors, {total.broken} are broken"
+        )
+    options.out.parent.mkdir(exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

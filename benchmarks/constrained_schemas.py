@@ -1,0 +1,105 @@
+"""Answers to thousands of generated schemas, of a small random model with the packaged tokenizer."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, Phase, given, settings
+
+from spark_llm.engine.config import EngineSpec
+from spark_llm.engine.core import Engine
+from spark_llm.engine.loading import load_engine
+from spark_llm.engine.request import Completion, Constraint, Request, SamplingParams
+from spark_llm.errors import LlmError
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "engine"))
+from random_schemas import parses, schemas
+
+TINY = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 48,
+    "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 49152,
+    "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+AT_ONCE = 64  # schemas whose rows run together
+
+
+@dataclass
+class Parsed:
+    """broken: neither an error nor JSON that keeps to its schema."""
+
+    schemas: int
+    refused: int
+    rows: int
+    whole: int
+    incomplete: int
+    broken: int
+
+
+def run(engine: Engine, requests: Sequence[Request]) -> tuple[list[Completion], float, int]:
+    """The answers in order, seconds and steps; the prefix cache is empty at first."""
+    engine.scheduler.cache.clear()
+    before = engine.stats().steps
+    start = time.perf_counter()
+    for request in requests:
+        engine.add(request)
+    done: dict[int, Completion] = {}
+    while engine.has_work():
+        done |= {completion.id: completion for completion in engine.step()}
+    return [done[request.id] for request in requests], time.perf_counter() - start, engine.stats().steps - before
+
+
+def generated(count: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+
+    @settings(max_examples=count, derandomize=True, deadline=None, database=None, phases=[Phase.generate],
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(schemas())
+    def collect(schema: dict[str, Any]) -> None:
+        found.append(schema)
+
+    collect()
+    return found
+
+
+def parse_all(count: int) -> Parsed:
+    total = Parsed(0, 0, 0, 0, 0, 0)
+    draw = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(TINY))
+        engine = load_engine(EngineSpec(model=f"dummy:{folder}", dtype="float32", kv_cache_memory=64 << 20))
+        assert engine.text is not None
+        every = generated(count)
+        for begin in range(0, len(every), AT_ONCE):
+            asked: list[Request] = []
+            owners: list[dict[str, Any]] = []
+            for schema in every[begin : begin + AT_ONCE]:
+                total.schemas += 1
+                try:
+                    constraint = engine.text.constrain(None, Constraint(kind="json_schema", text=json.dumps(schema)))
+                except LlmError:
+                    total.refused += 1
+                    continue
+                for length, heat in ((80, 0.0), (80, 1.0), (80, 4.0), (int(draw.integers(1, 16)), 1.0)):
+                    params = SamplingParams(max_tokens=length, temperature=heat, top_p=0.95)
+                    ids = draw.integers(10, 40_000, 4).astype(np.int32)
+                    asked.append(Request(len(asked), ids, params, seed=len(asked), constraint=constraint))
+                    owners.append(schema)
+            answers, _, _ = run(engine, asked)
+            whole = [answer for answer in answers if answer.error is None]
+            texts = engine.text.decode([answer.output for answer in whole])
+            broken = [text for answer, text in zip(whole, texts, strict=True) if not parses(text, owners[answer.id])]
+            for text in broken:
+                print("broken:", text)
+            total.rows += len(answers)
+            total.whole += len(whole) - len(broken)
+            total.broken += len(broken)
+            total.incomplete += sum((answer.error or ("",))[0] == "LLM_ANSWER_INCOMPLETE" for answer in answers)
+    return total
