@@ -89,6 +89,9 @@ class DispatchedStream:
         with self._changed:
             self.stopped = True
             self._changed.notify_all()
+            parts = list(self._parts.values())
+        for each in parts:
+            each.stop()
 
     def abandon(self, engine: str, reason: str) -> None:
         """An engine is to be taken for lost, even if its connection seems to stand."""

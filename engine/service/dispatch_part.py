@@ -47,6 +47,13 @@ class Part(AnswerStream):
         if self._reader is not None:
             self._reader.cancel()
 
+    def stop(self) -> None:
+        """Cancel what is unanswered, without waiting: nobody needs it."""
+        with self._changed:
+            self.stopped = True
+        if self._reader is not None:
+            self._reader.cancel()
+
     def leave(self) -> tuple[list[pa.RecordBatch], list[pa.RecordBatch]]:
         """The rows without an answer and the answers not taken: the caller's from now on. Later answers are dropped."""
         with self._changed:

@@ -170,6 +170,7 @@ def test_a_limit_is_counted_over_all_executors_and_stops_all_streams(cluster: Fa
         assert two.receive().num_rows == 1
         done = WindowRequest(query="q", node="n", limit=3, partition=1, attempt=1, rows=3, hits=3)
         assert second.client.window(done) == 0
+        wait_until(lambda: sum(len(executor.engine.cancelled) for executor in cluster.executors) == 2)
         for stream in (one, two):
             with pytest.raises(LimitReached):
                 stream.receive()
@@ -177,7 +178,6 @@ def test_a_limit_is_counted_over_all_executors_and_stops_all_streams(cluster: Fa
             stream.send(batch_of({7: ["never asked"]}))
         assert len(answers(other)) == 1
         assert not other.stopped
-    wait_until(lambda: sum(len(executor.engine.cancelled) for executor in cluster.executors) == 2)
 
 
 def test_what_makes_an_engine_refuse_the_stream_ends_it(cluster: FakeCluster) -> None:
