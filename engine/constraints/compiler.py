@@ -40,7 +40,7 @@ class ConstraintCompiler:
         LLM_INVALID_CONSTRAINT.
         """
         with self._lock:
-            key = (constraint, before if constraint.kind == "choices" else "")
+            key = (constraint, before if constraint.kind == "choices" else _space(before))
             found = self._kept.get(key)
             if found is None:
                 found = self._kept[key] = self._compile(constraint, before)
@@ -57,17 +57,16 @@ class ConstraintCompiler:
         from spark_llm.engine.constraints.grammar import Grammar
         from spark_llm.engine.constraints.schema import grammar_of
 
-        return Grammar(self._llguidance, grammar_of(constraint), KIND_NAMES[constraint.kind])
+        grammar = grammar_of(constraint, spaced=bool(_space(before)))
+        return Grammar(self._llguidance, grammar, KIND_NAMES[constraint.kind])
 
     def _continuations(self, before: str, texts: Sequence[str]) -> list[list[int]]:
         """The tokens with which a model goes on after ``before`` to write each of ``texts``.
 
-        Where ``before`` does not end in white space (prompts without a chat template, or one that ends in a special
-        token, as Mistral's), models begin with a space. Texts are tokenised after ``before``, so that the seam is as
-        models know it from training; where that would change the tokens of ``before``, which are computed already,
-        apart from it.
+        Texts are tokenised after ``before``, so that the seam is as models know it from training; where that would
+        change the tokens of ``before``, which are computed already, apart from it.
         """
-        space = "" if before[-1:].isspace() else " "
+        space = _space(before)
         seam, *joined = self._ids([before, *(before + space + text if text else before for text in texts)])
         return [
             whole[len(seam) :] if whole[: len(seam)] == seam else self._ids([space + text])[0]
@@ -87,3 +86,12 @@ class ConstraintCompiler:
             reason = "the model has no token that ends an answer"
             raise LlmError("LLM_INVALID_CONSTRAINT", kind="grammar", reason=reason)
         return LLTokenizer(self._tokenizer.to_str(), n_vocab=self._vocab_size, eos_token=list(self._eos_ids))
+
+
+def _space(before: str) -> str:
+    """What models put between ``before`` and an answer: a space, unless it ends in white space, as most templates do.
+
+    Not so prompts without a template, and templates that end in a special token (Mistral's). Answers' texts are without
+    outer white space.
+    """
+    return "" if before[-1:].isspace() else " "

@@ -33,19 +33,22 @@ def check(constraint: Constraint) -> None:
     grammar_of(constraint)
 
 
-def grammar_of(constraint: Constraint) -> str:
-    """The constraint in llguidance's form. LLM_INVALID_CONSTRAINT says what is wrong, and where."""
+def grammar_of(constraint: Constraint, *, spaced: bool = False) -> str:
+    """The constraint in llguidance's form. LLM_INVALID_CONSTRAINT says what is wrong, and where.
+
+    spaced: a space stands before the answer; not where a grammar of its own says how answers begin.
+    """
     kind, text = constraint.kind, constraint.text
     if kind == "json_schema":
-        return _json_grammar(text)
+        return _json_grammar(text, spaced)
     grammar: str = LLMatcher.grammar_from_regex(text) if kind == "regex" else LLMatcher.grammar_from_lark(text)
     error = LLMatcher.validate_grammar(grammar)
     if error:
         raise LlmError("LLM_INVALID_CONSTRAINT", kind=KIND_NAMES[kind], reason=one_line(error))
-    return grammar
+    return LLMatcher.grammar_from_regex(f" (?:{text})") if spaced and kind == "regex" else grammar
 
 
-def _json_grammar(text: str) -> str:
+def _json_grammar(text: str, spaced: bool) -> str:
     try:
         schema = json.loads(text)
     except ValueError as error:
@@ -57,7 +60,10 @@ def _json_grammar(text: str) -> str:
         place, wrong = _deepest(schema, schema, "", wrong)
         reason = f"{wrong} (at {place})" if place else wrong
         raise LlmError("LLM_INVALID_CONSTRAINT", kind=KIND_NAMES["json_schema"], reason=reason)
-    return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_OPTIONS)
+    if not spaced:
+        return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_OPTIONS)
+    whole = {"x-guidance": _JSON_OPTIONS} | (schema if isinstance(schema, dict) else {"anyOf": [schema]})
+    return LLMatcher.grammar_from_lark(f'start: " " answer\nanswer: %json {json.dumps(whole)}')
 
 
 def _wrong(schema: Any, root: Any) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import random
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 from random_schemas import parses, schemas
 from small_tokenizer import small_tokenizer
+from test_text_segments import FAMILIES
 
 from spark_llm.engine import runner as runner_module
 from spark_llm.engine.constraints import step as step_module
@@ -447,3 +450,38 @@ def test_choices_continue_the_prompt(compiler: ConstraintCompiler) -> None:
     for before, lead in (("answer:\n", ""), ("answer:", " "), ("", " ")):
         found: Any = compiler.compile(choices, before)
         assert found.root.candidates.tolist() == sorted({ids(lead + "positive")[0], ids(lead + "bad")[0]})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("before", ["answer:\n", "answer:"])
+def test_every_kind_of_tokenizer_spells_what_is_allowed(family: str, before: str) -> None:
+    """The tokens with which a model would write an answer are allowed; what is drawn decodes to a whole answer."""
+    tokenizer, _ = FAMILIES[family]()
+    special = [token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special]
+    compiler = ConstraintCompiler(tokenizer, tokenizer.get_vocab_size() + 3, special[-1:])
+    schema = {
+        "type": "object",
+        "properties": {"title": {"enum": ["the film is ü", "a review"]}, "n": {"type": "integer", "maximum": 99}},
+        "required": ["title", "n"],
+        "additionalProperties": False,
+    }
+    draw = random.Random(0)
+    for constraint, text in (
+        (Constraint(kind="json_schema", text=json.dumps(schema)), '{"title": "the film is ü", "n": 42}'),
+        (Constraint(kind="regex", text="(a|the) (film|review)( is (good|bad))?"), "the review is bad"),
+    ):
+        compiled: Any = compiler.compile(constraint, before)
+        matcher = compiled.start(()).matcher
+        natural = compiler._continuations(before, [text])[0]
+        assert matcher.validate_tokens(natural) == len(natural)
+        for _ in range(3):
+            walk, output = compiled.start(compiled.forced), list(compiled.forced)
+            while not walk.is_done:
+                mask = np.unpackbits(np.frombuffer(walk.matcher.compute_bitmask(), np.uint8), bitorder="little")
+                token = draw.choice(np.flatnonzero(mask).tolist())
+                output += [token, *walk.take(token, 0.0)]
+            answer = tokenizer.decode(output, skip_special_tokens=True).strip()
+            if constraint.kind == "regex":
+                assert re.fullmatch(constraint.text, answer), answer
+            else:
+                assert parses(answer, schema), answer
