@@ -51,6 +51,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     shares it by whole prompts; ``lpm`` (longest prefix first) and ``fcfs`` (first come, first served) know no clients.
     scheduler_quantum: tokens of service that ``dlpm`` gives a client of weight 1 at a time; 0: as many as a step has.
     idle_timeout: seconds without a stream after which the engine ends; 0 is never.
+    instance: which of several engines of an executor it is, from 0 on; each takes the GPUs behind those before it.
     backend: who computes instead; ``model`` is then that server's name of the model.
     """
 
@@ -70,6 +71,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     scheduler_quantum: int = 0
     idle_timeout: float = 300.0
     check_invariants: bool = False
+    instance: int = 0
     backend: BackendSpec | None = None
 
     @property

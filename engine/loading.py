@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from spark_llm.engine.cache.manager import CacheManager
 from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.core import Engine
-from spark_llm.engine.cuda.device import choose_devices, device_dtype
+from spark_llm.engine.cuda.device import choose_devices, device_dtype, device_of_instance
 from spark_llm.engine.cuda.shards import Shards, check_size
 from spark_llm.engine.cuda.team import Peers, Seat, Team
 from spark_llm.engine.model.config import ModelConfig
@@ -41,7 +41,8 @@ def load_engine(spec: EngineSpec, *, text: bool = True) -> Engine:
     """
     if spec.threads:
         torch.set_num_threads(spec.threads)
-    devices = choose_devices(spec.device, spec.quantization, spec.tensor_parallel)
+    requested = device_of_instance(spec.device, spec.instance, spec.tensor_parallel)
+    devices = choose_devices(requested, spec.quantization, spec.tensor_parallel)
     source = resolve(spec.model)
     config = load_config(source)
     pipeline = _text(source) if text else None

@@ -34,8 +34,8 @@ PREFIX = "spark.llm."
 class LlmConf(BackendConf, OptimizerConf, RoutingConf, SharingConf, SpendingConf):
     """The typed values of all ``spark.llm.*`` keys. Sizes are bytes, times are seconds.
 
-    No keys: ``task_cores``, the cores of the executor that this was read in, 0 where it was not read in one, and
-    ``executors``, how many the application has at most.
+    No keys: ``task_cores``, the cores of the executor that this was read in, 0 where it was not read in one,
+    ``executors``, how many the application has at most, and ``instance``, which of its executor's engines a task asks.
     """
 
     model: str = key(
@@ -176,6 +176,7 @@ class LlmConf(BackendConf, OptimizerConf, RoutingConf, SharingConf, SpendingConf
     )
     task_cores: int = 0
     executors: int = 1
+    instance: int = 0
 
     @classmethod
     def parse(cls, settings: Mapping[str, str]) -> LlmConf:
@@ -205,7 +206,8 @@ class LlmConf(BackendConf, OptimizerConf, RoutingConf, SharingConf, SpendingConf
             max_running_rows=self.max_running_rows,
             page_size=self.page_size,
             context_length=self.context_length,
-            threads=self.threads or max(1, min(self.task_cores or usable_cores(), usable_cores())),
+            threads=self.threads or self._cores_of_engine(),
+            instance=self.instance,
             device=self.device,
             quantization=self.quantization,  # type: ignore[arg-type]
             tensor_parallel=self.tensor_parallel,
@@ -215,6 +217,10 @@ class LlmConf(BackendConf, OptimizerConf, RoutingConf, SharingConf, SpendingConf
             idle_timeout=self.idle_timeout,
             check_invariants=self.check_invariants,
         )
+
+    def _cores_of_engine(self) -> int:
+        cores = min(self.task_cores or usable_cores(), usable_cores())
+        return max(1, cores // self.engines_per_executor)
 
 
 @functools.cache
@@ -246,7 +252,7 @@ def from_task() -> LlmConf:
     conf = LlmConf.parse({key: text for key, text in found.items() if text is not None})
     gpus = context.resources().get("gpu")
     if conf.device not in ("auto", "cuda") or gpus is None or not gpus.addresses:
-        return conf
+        return dataclasses.replace(conf, instance=context.partitionId() % conf.engines_per_executor)
     return dataclasses.replace(conf, device=_gpus_of_task(conf, gpus.addresses))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from spark_llm.config_kinds import OPTIONAL_TEXT, Kind, key
+from spark_llm.config_kinds import OPTIONAL_TEXT, Kind, integer, key
 from spark_llm.engine.service.coordinator_protocol import Tls
 from spark_llm.engine.service.routing import POLICIES
 from spark_llm.errors import LlmError
@@ -36,6 +36,13 @@ class RoutingConf:
         "prefix go together to the engine of the application that holds it, fairly between clients and by how much "
         "each engine has to do; tasks and engines of different executors then talk over TCP. `prefix`, `leastLoaded` "
         "and `roundRobin` are simpler rules to measure it against.",
+    )
+    engines_per_executor: int = key(
+        "engine.perExecutor",
+        integer(1),
+        "1",
+        "Engines of one executor, which share its tasks and its cores. Where Spark gives tasks no GPUs, as in "
+        "`local[N]`, each takes a GPU of its own (or as many as `spark.llm.engine.tensorParallel` says).",
     )
     engine_cert_file: str = key(
         "engine.tls.certFile",

@@ -34,6 +34,13 @@ def choose_devices(requested: str, quantization: str, count: int) -> list[torch.
     return [choose_device(str(device), quantization) for device in devices]
 
 
+def device_of_instance(requested: str, instance: int, count: int) -> str:
+    """What the ``instance``-th engine of an executor asks for where the user named no GPU: the next ``count`` ones."""
+    if not instance or requested not in ("auto", "cuda") or choose_device(requested, "none").type == "cpu":
+        return requested
+    return f"cuda:{instance * count}"
+
+
 def _numbers(requested: str) -> list[int]:
     """The GPUs that ``requested`` names; the first one where it names none."""
     _, _, numbers = requested.partition(":")

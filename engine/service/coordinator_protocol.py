@@ -71,7 +71,7 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 def pool_of(spec: EngineSpec) -> str:
     """Engines of equal pools give the same answers: they differ in which device of a kind they run on, and threads."""
-    return msgspec.structs.replace(spec, device=spec.device.partition(":")[0], threads=0).key
+    return msgspec.structs.replace(spec, device=spec.device.partition(":")[0], threads=0, instance=0).key
 
 
 # ---- engines

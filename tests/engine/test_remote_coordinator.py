@@ -183,7 +183,7 @@ def test_all_who_ask_for_windows_of_a_node_are_told_of_its_end(coordinator: Coor
 
 def test_a_pool_is_of_engines_that_answer_alike() -> None:
     pool = pool_of(EngineSpec(device="cuda:0", threads=4))
-    assert pool == pool_of(EngineSpec(device="cuda:3", threads=1))
+    assert pool == pool_of(EngineSpec(device="cuda:3", threads=1, instance=3))
     assert pool != pool_of(EngineSpec(device="cpu"))
     assert pool != pool_of(EngineSpec(device="cuda:0", dtype="float32"))
     assert pool != pool_of(EngineSpec(device="cuda:0", model="/other"))

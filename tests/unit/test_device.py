@@ -10,7 +10,7 @@ import torch
 
 from spark_llm.config import LlmConf, from_task
 from spark_llm.engine.cuda import device as device_module
-from spark_llm.engine.cuda.device import choose_device, choose_devices, device_dtype
+from spark_llm.engine.cuda.device import choose_device, choose_devices, device_dtype, device_of_instance
 from spark_llm.errors import LlmError
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -73,23 +73,27 @@ def test_other_texts_are_no_devices(text: str) -> None:
 class FakeTaskContext:
     """A task with some settings and, perhaps, GPUs that Spark gave it."""
 
-    def __init__(self, device: str, addresses: list[str], ranks: int) -> None:
+    def __init__(self, device: str, addresses: list[str], ranks: int, **settings: str) -> None:
         self._settings = {
             "spark.llm.engine.device": device,
             "spark.llm.engine.tensorParallel": str(ranks),
             "spark.master": "local[2]",
+            **settings,
         }
         self._addresses = addresses
 
     def getLocalProperty(self, key: str) -> str | None:
         return self._settings.get(key)
 
+    def partitionId(self) -> int:
+        return 5
+
     def resources(self) -> dict[str, SimpleNamespace]:
         return {"gpu": SimpleNamespace(addresses=self._addresses)} if self._addresses else {}
 
 
-def task(monkeypatch: pytest.MonkeyPatch, device: str, addresses: list[str], ranks: int = 1) -> None:
-    context = FakeTaskContext(device, addresses, ranks)
+def task(monkeypatch: pytest.MonkeyPatch, device: str, addresses: list[str], ranks: int = 1, **settings: str) -> None:
+    context = FakeTaskContext(device, addresses, ranks, **settings)
     monkeypatch.setattr(pyspark.TaskContext, "get", classmethod(lambda _: context))
 
 
@@ -108,6 +112,30 @@ def test_the_gpu_that_spark_gave_the_task(
 ) -> None:
     task(monkeypatch, setting, addresses)
     assert from_task().device == device
+
+
+@pytest.mark.parametrize(("addresses", "instance"), [([], 1), (["3"], 0)])
+def test_tasks_share_the_engines_of_their_executor(
+    monkeypatch: pytest.MonkeyPatch, addresses: list[str], instance: int
+) -> None:
+    task(monkeypatch, "auto", addresses, **{"spark.llm.engine.perExecutor": "4"})
+    spec = from_task().engine_spec()
+    assert spec.instance == instance, "partition 5 of 4 engines; or Spark says which GPU"
+    assert spec.threads == 1, "of two cores, at least one each"
+
+
+@pytest.mark.parametrize(
+    ("requested", "instance", "ranks", "device"),
+    [("auto", 0, 1, "auto"), ("cuda", 2, 1, "cuda:2"), ("auto", 1, 2, "cuda:2"), ("cuda:3", 1, 1, "cuda:3")],
+)
+def test_engines_of_an_executor_take_gpus_in_turn(
+    monkeypatch: pytest.MonkeyPatch, requested: str, instance: int, ranks: int, device: str
+) -> None:
+    assert device_of_instance("cpu", instance, ranks) == "cpu"
+    monkeypatch.setattr(device_module, "_why_not", lambda device: "there is none")
+    assert device_of_instance("auto", instance, ranks) == "auto", "all on the CPU"
+    monkeypatch.setattr(device_module, "_why_not", lambda device: None)
+    assert device_of_instance(requested, instance, ranks) == device
 
 
 def test_a_gpu_without_a_number_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
