@@ -43,20 +43,9 @@ def why_not(form: AnswerForm, text: str, choices: Sequence[str] = ()) -> str | N
             json.loads(text)
         except ValueError as error:
             return f"{text[:_SHOWN]!r} is no JSON ({error})"
-    if form.kind == "regex":
-        pattern = _pattern(form.text)
-        if pattern is not None and pattern.fullmatch(text) is None:
-            return f"{text[:_SHOWN]!r} does not match {form.text[:_SHOWN]!r}"
+    if form.kind == "regex" and form.portable and re.fullmatch(form.text, text) is None:
+        return f"{text[:_SHOWN]!r} does not match {form.text[:_SHOWN]!r}"
     return None
-
-
-@functools.lru_cache(maxsize=256)
-def _pattern(text: str) -> re.Pattern[str] | None:
-    """The regular expression; None where it is one of the engine's that Python does not know."""
-    try:
-        return re.compile(text)
-    except re.error:
-        return None
 
 
 def detailed(

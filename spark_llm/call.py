@@ -82,6 +82,7 @@ class AnswerForm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kind: "choices": one of ``choices``, or of the row's own, which are a JSON array in the field with the number
     ``field``; "json_schema": an instance of the JSON Schema ``text``; "regex": a match of ``text``.
     is_json: the answer is JSON as it stands, which scalars may be, too (3.5, true); else it is plain text.
+    portable: the regular expression means the same to Python, so that the task can check answers.
     """
 
     kind: Literal["choices", "json_schema", "regex"]
@@ -89,6 +90,7 @@ class AnswerForm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     choices: tuple[str, ...] = ()
     field: int | None = None
     is_json: bool = False
+    portable: bool = False
 
 
 class CallSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

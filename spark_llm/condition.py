@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import json
 import math
 import operator
 import re
@@ -90,6 +91,8 @@ def _value(tree: Condition, answers: Sequence[str | None], known: Sequence[bool]
         return _contained(first, rest[1])
     if kind == "cast":
         return _cast(first, rest[1])
+    if kind == "json":
+        return _member(first, rest[1], rest[2]) if isinstance(first, str) else UNKNOWN
     if kind == "like" and isinstance(first, str):
         pattern = _like(rest[1], rest[2])
         return pattern.fullmatch(first) is not None if pattern is not None else UNKNOWN
@@ -158,6 +161,34 @@ def _cast(value: Value, kind: str) -> Value:
         casts = {"string": str(value), "double": float(value)}
         return casts.get(kind, UNKNOWN)
     return value if isinstance(value, float) and kind == "double" else UNKNOWN
+
+
+def _member(text: str, path: Sequence[str], kind: str) -> Value:
+    """A value within a typed answer, which is a JSON object, as from_json reads it."""
+    found = _parsed(text)
+    for name in path:
+        if found is None:
+            return None
+        if not isinstance(found, dict):
+            return UNKNOWN
+        found = found.get(name)
+    if found is None or (kind == "string" and isinstance(found, str)):
+        return found
+    if isinstance(found, bool):
+        return found if kind == "boolean" else UNKNOWN
+    if isinstance(found, int) and kind in _BITS:
+        return _within(found, _BITS[kind])
+    is_number = isinstance(found, float) or (isinstance(found, int) and _within(found, 63) is not UNKNOWN)
+    return float(found) if is_number and kind == "double" else UNKNOWN
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(text: str) -> Any:
+    """The JSON value; UNKNOWN for what is none. Nobody may change it."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return UNKNOWN
 
 
 def _within(number: int, bits: int) -> Value:

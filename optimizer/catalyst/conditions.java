@@ -90,6 +90,7 @@ public final class Conditions {
     if (expression instanceof In) return in((In) expression, answers);
     if (expression instanceof InSet) return inSet((InSet) expression, answers);
     if (expression instanceof Cast) return cast((Cast) expression, answers);
+    if (expression instanceof GetStructField) return field((GetStructField) expression, answers);
     if (expression instanceof StringTrim && ((StringTrim) expression).trimStr().isDefined()) return null;
     String word = word(expression);
     if (word == null) return null;
@@ -170,11 +171,31 @@ public final class Conditions {
     return "[\"in\"," + child + "," + found.toString() + "]";
   }
 
+  /** A value of a typed answer, `from_json(answer).a.b`: the answer, the names, the type. */
+  private String field(GetStructField field, scala.collection.immutable.Seq answers) {
+    String word = word(field.dataType());
+    StringBuilder path = new StringBuilder();
+    Expression below = field;
+    while (below instanceof GetStructField) {
+      GetStructField step = (GetStructField) below;
+      String name = step.childSchema().fields()[step.ordinal()].name();
+      path.insert(0, "," + quoted(name));
+      below = step.child();
+    }
+    if (word == null || !(below instanceof JsonToStructs)) return null;
+    int number = numberOf(((JsonToStructs) below).child(), answers);
+    if (number < 0) return null;
+    return "[\"json\",[\"answer\"," + number + "],[" + path.substring(1) + "],\"" + word + "\"]";
+  }
+
+  private static String word(DataType type) {
+    return DataTypes.IntegerType.equals(type) ? "int" : DataTypes.LongType.equals(type) ? "bigint"
+        : DataTypes.DoubleType.equals(type) ? "double" : DataTypes.BooleanType.equals(type) ? "boolean"
+        : DataTypes.StringType.equals(type) ? "string" : null;
+  }
+
   private String cast(Cast cast, scala.collection.immutable.Seq answers) {
-    DataType to = cast.dataType();
-    String word = DataTypes.IntegerType.equals(to) ? "int" : DataTypes.LongType.equals(to) ? "bigint"
-        : DataTypes.DoubleType.equals(to) ? "double" : DataTypes.BooleanType.equals(to) ? "boolean"
-        : DataTypes.StringType.equals(to) ? "string" : null;
+    String word = word(cast.dataType());
     String child = word != null && isKnown(cast.child().dataType()) ? tree(cast.child(), answers) : null;
     return child == null ? null : "[\"cast\"," + child + ",\"" + word + "\"]";
   }

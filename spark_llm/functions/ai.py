@@ -119,6 +119,7 @@ FUNCTIONS = (
         about=(_CONTENT, f"{_LABELS}, or a column with each row's own labels."),
         examples=("SELECT _FUNC_(description, array('clothing', 'shoes', 'furniture')) FROM products;",),
         build=_classify,
+        is_typed=True,
     ),
     Function(
         name="ai_extract",
@@ -129,6 +130,7 @@ FUNCTIONS = (
         about=(_CONTENT, f"{_LABELS}: the names of what is to be found."),
         examples=("SELECT _FUNC_('John lives in Paris.', array('person', 'location')).location;",),
         build=_extract,
+        is_typed=True,
     ),
     Function(
         name="ai_summarize",
@@ -179,5 +181,6 @@ FUNCTIONS = (
         about=(_CONTENT,),
         examples=("SELECT _FUNC_('I am happy');",),
         build=_sentiment,
+        is_typed=True,
     ),
 )

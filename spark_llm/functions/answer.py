@@ -13,9 +13,11 @@ from spark_llm.functions import patterns
 from spark_llm.functions.schemas import Schema, read_schema, schema_of, words
 from spark_llm.functions.types import AnswerType, parse_type
 
+EXCLUSIVE = ("returns", "schema", "regex", "choices")
+"""The options that say what the answer is, of which a call has one."""
+
 STRING = AnswerType("STRING")
 _INTEGERS = ("TINYINT", "SMALLINT", "INT", "BIGINT")
-_EXCLUSIVE = ("returns", "schema", "regex", "choices")
 _VALUE_TOKENS = 48  # of a value in JSON with its name, about
 _NUMBER_BYTES = {
     "FLOAT": 33,
@@ -54,9 +56,7 @@ def answer_of(options: Mapping[str, Any], choices_field: int | None = None) -> A
     Raises LLM_INVALID_RETURN_TYPE, LLM_INVALID_SCHEMA, LLM_CONFLICTING_OPTIONS.
     """
     given = [
-        name
-        for name in _EXCLUSIVE
-        if options.get(name) is not None or (name == "choices" and choices_field is not None)
+        name for name in EXCLUSIVE if options.get(name) is not None or (name == "choices" and choices_field is not None)
     ]
     returns = parse_type(options["returns"]) if "returns" in given else None
     if returns is not None and given == ["returns", "choices"]:
@@ -115,23 +115,28 @@ def _typed(answer: AnswerType) -> Answer:
         form = AnswerForm(kind="choices", choices=("true", "false"), is_json=True)
         return Answer(answer, form, "Answer true or false.", length=6)
     if name == "VARCHAR":
-        form = AnswerForm(kind="regex", text=patterns.text(answer.length))
+        form = _matching(patterns.text(answer.length))
         return Answer(STRING, form, f"Answer in at most {answer.length} characters.")
     if name in _INTEGERS:
         form = AnswerForm(kind="json_schema", text=_dumped(schema_of(answer)), is_json=True)
         return Answer(answer, form, "Answer with an integer.", length=1 + _NUMBER_BYTES[name])
     if name == "DATE":
-        form = AnswerForm(kind="regex", text=patterns.DATE)
+        form = _matching(patterns.DATE)
         return Answer(answer, form, "Answer with a date: YYYY-MM-DD.", length=1 + _NUMBER_BYTES[name])
     if name.startswith("TIMESTAMP"):
-        form = AnswerForm(kind="regex", text=patterns.TIMESTAMP)
+        form = _matching(patterns.TIMESTAMP)
         return Answer(
             answer, form, "Answer with a date and a time: YYYY-MM-DDThh:mm:ss.", length=1 + _NUMBER_BYTES[name]
         )
     decimal = name == "DECIMAL"
-    form = AnswerForm(kind="regex", text=patterns.decimal(*answer.digits) if decimal else patterns.REAL, is_json=True)
+    form = _matching(patterns.decimal(*answer.digits) if decimal else patterns.REAL, is_json=True)
     length = 1 + (answer.digits[0] + 3 if decimal else _NUMBER_BYTES[name])
     return Answer(answer, form, "Answer with a number.", length=length)
+
+
+def _matching(pattern: str, is_json: bool = False) -> AnswerForm:
+    """A match of one of our own patterns."""
+    return AnswerForm(kind="regex", text=pattern, is_json=is_json, portable=True)
 
 
 def _of_schema(answer: AnswerType, schema: Schema) -> Answer:

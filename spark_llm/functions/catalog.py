@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 from spark_llm.errors import LlmError
 from spark_llm.functions import ai
-from spark_llm.functions.builder import LlmBuilder
+from spark_llm.functions.answer import EXCLUSIVE
+from spark_llm.functions.builder import LlmBuilder, named
 from spark_llm.functions.options import OPTIONS
 from spark_llm.functions.prompts import prompt_named
 from spark_llm.functions.signature import Function
@@ -68,6 +69,12 @@ def _try_llm(builder: LlmBuilder, session: Jvm, arguments: Sequence[Expression])
 
 
 def _filter(builder: LlmBuilder, session: Jvm, arguments: Sequence[Expression]) -> Expression:
+    for argument in arguments:
+        option = (named(argument)[0] or "").lower()
+        if option in EXCLUSIVE:
+            signature = "ai_filter(question, field, ...[, option => constant ...])"
+            reason = f"its answer is a BOOLEAN: it takes no {option}"
+            raise LlmError("LLM_INVALID_CALL", function="ai_filter", reason=reason, signature=signature)
     return builder.llm(session, arguments, options={"returns": "BOOLEAN"})
 
 

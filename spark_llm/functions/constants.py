@@ -36,9 +36,15 @@ class Constants:
 
     def members(self, value: Expression) -> dict[str, Expression]:
         """The fields of a STRUCT, by name."""
-        names = list(value.dataType().fieldNames())
+        names = [str(name) for name in value.dataType().fieldNames()]
+        if value.nodeName() == "CreateNamedStruct":  # name, value, name, value ...; struct(1 AS a) has an Alias there
+            values = items(value.children())[1::2]
+            return {
+                name: each.child() if each.nodeName() == "Alias" else each
+                for name, each in zip(names, values, strict=True)
+            }
         get = self._catalyst.expressions.GetStructField
-        return {str(name): get(value, number, self._catalyst.none) for number, name in enumerate(names)}
+        return {name: get(value, number, self._catalyst.none) for number, name in enumerate(names)}
 
     def _constant(self, value: Expression) -> Expression | None:
         constant = value if value.nodeName() == "Literal" else self._evaluable(value)

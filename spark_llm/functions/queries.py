@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from spark_llm.functions import fields
-from spark_llm.functions.answer import Answer, json_text
+from spark_llm.functions.answer import EXCLUSIVE, Answer, json_text
 from spark_llm.functions.schemas import read_schema, schema_of, words
 from spark_llm.functions.signature import Bound, Function
 from spark_llm.functions.types import parse_type
@@ -63,8 +63,8 @@ def _answer(bound: Bound) -> Answer | None:
         return None
     if not isinstance(text, str):
         raise bound.wrong("responseFormat must be a STRING")
-    if "returnType" in bound.given:
-        raise bound.wrong("returnType and responseFormat both say what the answer is")
+    if "returnType" in bound.given or any(name in bound.options for name in EXCLUSIVE):
+        raise bound.wrong("responseFormat says what the answer is already")
     if not text.lstrip().startswith("{"):
         answer = parse_type(text)
         if [field.type.name for field in answer.fields] == ["STRUCT"]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from spark_llm.errors import LlmError
 from spark_llm.functions import fields
+from spark_llm.functions.answer import EXCLUSIVE
 from spark_llm.functions.builder import LlmBuilder, named
 from spark_llm.functions.options import misspelt, option_name, unknown_option
 from spark_llm.optimizer.catalyst.bridge import Expression, Jvm
@@ -45,7 +46,8 @@ class Bound:
 @dataclasses.dataclass(frozen=True)
 class Function:
     """A function of SQL. optional: the names of parameters behind the required ones. about: what each is, for
-    DESCRIBE FUNCTION EXTENDED. build: makes the column of a call."""
+    DESCRIBE FUNCTION EXTENDED. build: makes the column of a call. is_typed: the function says itself what the answer
+    is, so that no option can."""
 
     name: str
     required: tuple[str, ...]
@@ -55,6 +57,7 @@ class Function:
     about: tuple[str, ...]
     examples: tuple[str, ...]
     build: Callable[[Bound], Expression]
+    is_typed: bool = False
 
     @property
     def signature(self) -> str:
@@ -82,6 +85,8 @@ class Function:
                         if misspelt(name or "")
                         else bound.wrong(f"it has no argument {name}")
                     )
+                if self.is_typed and option in EXCLUSIVE:
+                    raise bound.wrong(f"its answer is {self.returns}: it takes no {option}")
                 bound.options[option] = builder.option(option, value)
             elif parameter in bound.given:
                 raise bound.wrong(f"argument {parameter} is given twice")

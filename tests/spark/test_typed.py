@@ -195,6 +195,21 @@ def test_a_limit_stops_a_typed_filter(ask: Ask) -> None:
     assert len(model.requests()) <= 2 * 5 + 16
 
 
+def test_a_limit_stops_a_filter_on_fields_of_an_answer(ask: Ask) -> None:
+    model = ask(lambda message: json.dumps({"s": {"n": int(message.split()[-1]) % 2}, "ok": True}))
+    source = "(SELECT id, concat('row ', id) AS text FROM range(0, 400, 1, 2))"
+    call = "llm('p', text, returns => 'STRUCT<s: STRUCT<n: INT>, ok: BOOLEAN>')"
+    rows = model.spark.sql(f"SELECT id FROM {source} WHERE {call}.s.n = 1 AND {call}.ok LIMIT 3").collect()
+    assert len(rows) == 3
+    assert all(row.id % 2 for row in rows)
+    assert len(model.requests()) <= 2 * 2 * 3 + 16
+    model.forget()
+    call = "llm('p', text, returns => 'STRUCT<ok: BOOLEAN>', failOnError => false)"
+    rows = model.spark.sql(f"SELECT id FROM {source} WHERE {call}.result.ok LIMIT 3").collect()
+    assert len(rows) == 3
+    assert len(model.requests()) <= 2 * 3 + 16
+
+
 def test_a_typed_call_joins(ask: Ask) -> None:
     model = ask(lambda message: str("a: 1" in message and "b: 2" in message).lower())
     rows = model.spark.sql(
