@@ -100,7 +100,7 @@ class TimedEngine:
         self.waiting = np.zeros(clients, np.int64)
         self.prompt_tokens = self.cached_tokens = self.output_tokens = self.steps = 0
         self.busy_seconds = 0.0
-        self.scheduling_seconds = 0.0  # processor time of planning and committing
+        self.scheduling_seconds = 0.0  # planning and committing
         self._preemptions = 0
         self._clients: dict[int, int] = {}
         self._lane_clients = np.zeros(scheduler.lanes.count, np.int64)

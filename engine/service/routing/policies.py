@@ -12,7 +12,7 @@ from spark_llm.engine.service.routing.fleet import Fleet, Floats
 from spark_llm.engine.service.routing.group import PrefixGroup
 
 _PIECES = 4  # at most, of a group, for each engine
-_SOON = 8  # prefixes: an engine that has less to do than to compute so many is about to idle
+_SOON = 4  # prefixes: an engine that has less to do than to compute so many is about to idle
 _IDLES, _LATE = 0.5, 1.5  # loads below and above which engines are out of line, by the mean of all
 _TILT = 1e-6  # of loads that are in line, so that of equal engines the one with the least to do is taken
 
