@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--orders", default="sorted,shuffled")
     parser.add_argument("--shuffled", default="A,B,C,D,E", help="workloads that run shuffled too, if that is asked for")
     parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--once", default="", help="workloads that run only once, as they are long")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--python", default=sys.executable, help="of the environment that vLLM is in")
     arguments = parser.parse_args()
@@ -76,7 +77,7 @@ def run(engine: str, shape: str, arguments: argparse.Namespace) -> list[Result]:
     command = [python, str(HERE / script), "--shape", shape, *options]
     if engine != "floor":
         command += ["--workloads", arguments.workloads, "--orders", arguments.orders, "--repeat", str(arguments.repeat)]
-        command += ["--shuffled", arguments.shuffled]
+        command += ["--shuffled", arguments.shuffled, "--once", arguments.once]
     environment = dict(os.environ)
     if engine.startswith("ours"):  # not for peers: transformers would take our folder ``kernels`` for a package
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))

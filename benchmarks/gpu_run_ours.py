@@ -65,22 +65,21 @@ def main() -> None:
     run(engine, WORKLOADS["A"].prompts(seed=99)[:256], 8, reuse=True)
     for workload in wanted:
         prompts = workload.prompts()
-        for _ in range(arguments.repeat):
-            for order in orders_of(workload, arguments):
-                engine.scheduler.cache.clear()
-                before = asdict(engine.stats())
-                seconds, answers = run(engine, in_order(prompts, order), workload.out, not arguments.no_cache)
-                assert all(len(answer) == workload.out for answer in answers)
-                after = asdict(engine.stats())
-                delta = {key: after[key] - before[key] for key in after if isinstance(after[key], int | float)}
-                entry = {
-                    "engine": name,
-                    "workload": workload.name,
-                    "order": order,
-                    "seconds": seconds,
-                    "device": device,
-                }
-                print(json.dumps(entry | {"cached": delta["cached_tokens"], "stats": delta}), flush=True)
+        for order in orders_of(workload, arguments):
+            engine.scheduler.cache.clear()
+            before = asdict(engine.stats())
+            seconds, answers = run(engine, in_order(prompts, order), workload.out, not arguments.no_cache)
+            assert all(len(answer) == workload.out for answer in answers)
+            after = asdict(engine.stats())
+            delta = {key: after[key] - before[key] for key in after if isinstance(after[key], int | float)}
+            entry = {
+                "engine": name,
+                "workload": workload.name,
+                "order": order,
+                "seconds": seconds,
+                "device": device,
+            }
+            print(json.dumps(entry | {"cached": delta["cached_tokens"], "stats": delta}), flush=True)
 
 
 if __name__ == "__main__":

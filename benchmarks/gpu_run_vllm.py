@@ -41,23 +41,22 @@ def main() -> None:
     for workload in wanted:
         prompts = workload.prompts()
         params = SamplingParams(temperature=0.0, max_tokens=workload.out, ignore_eos=True, detokenize=False)
-        for _ in range(arguments.repeat):
-            for order in orders_of(workload, arguments):
-                llm.reset_prefix_cache()
-                rows = [{"prompt_token_ids": p.tolist()} for p in in_order(prompts, order)]
-                begun = time.perf_counter()
-                answers = llm.generate(rows, params, use_tqdm=False)
-                seconds = time.perf_counter() - begun
-                assert all(len(a.outputs[0].token_ids) == workload.out for a in answers)
-                cached = float(np.sum([a.num_cached_tokens or 0 for a in answers]))
-                run = {
-                    "workload": workload.name,
-                    "order": order,
-                    "seconds": seconds,
-                    "cached": cached,
-                    "device": device,
-                }
-                print(json.dumps({"engine": "vllm-no-cache" if arguments.no_cache else "vllm"} | run), flush=True)
+        for order in orders_of(workload, arguments):
+            llm.reset_prefix_cache()
+            rows = [{"prompt_token_ids": p.tolist()} for p in in_order(prompts, order)]
+            begun = time.perf_counter()
+            answers = llm.generate(rows, params, use_tqdm=False)
+            seconds = time.perf_counter() - begun
+            assert all(len(a.outputs[0].token_ids) == workload.out for a in answers)
+            cached = float(np.sum([a.num_cached_tokens or 0 for a in answers]))
+            run = {
+                "workload": workload.name,
+                "order": order,
+                "seconds": seconds,
+                "cached": cached,
+                "device": device,
+            }
+            print(json.dumps({"engine": "vllm-no-cache" if arguments.no_cache else "vllm"} | run), flush=True)
 
 
 if __name__ == "__main__":

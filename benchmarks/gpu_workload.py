@@ -107,9 +107,10 @@ def in_order(prompts: list[Ints], order: str, seed: int = 1) -> list[Ints]:
 
 
 def orders_of(workload: Workload, arguments: argparse.Namespace) -> list[str]:
-    """The orders in which a runner runs ``workload``."""
+    """The orders in which a runner runs ``workload``, one after the other."""
     orders: list[str] = arguments.orders.split(",")
-    return [order for order in orders if order != "shuffled" or workload.name in arguments.shuffled.split(",")]
+    repeat = 1 if workload.name in arguments.once.split(",") else arguments.repeat
+    return repeat * [o for o in orders if o != "shuffled" or workload.name in arguments.shuffled.split(",")]
 
 
 def runner_arguments(description: str | None) -> argparse.ArgumentParser:
@@ -120,6 +121,7 @@ def runner_arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--orders", default="sorted")
     parser.add_argument("--shuffled", default="A,B,C,D,E")
     parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--once", default="")
     parser.add_argument("--no-cache", action="store_true")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     return parser
