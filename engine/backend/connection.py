@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import email.utils
 import logging
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +14,7 @@ import httpx2
 import msgspec
 
 from spark_llm.engine.backend.api_key import ApiKey
-from spark_llm.engine.backend.rates import Limits
+from spark_llm.engine.backend.rates import Clock, Limits
 from spark_llm.engine.config import BackendSpec
 from spark_llm.errors import LlmError
 
@@ -88,18 +86,18 @@ class Counters:
 class Connection:
     """The server of ``spec``; for one event loop. Close it. Raises LLM_BACKEND_KEY_MISSING.
 
-    transport: in place of the network. limits, sleep: the clock that it goes by.
+    transport: in place of the network.
     """
 
     spec: BackendSpec
     transport: httpx2.AsyncBaseTransport | None = None
-    sleep: Callable[[float], Any] = asyncio.sleep
+    clock: Clock = field(default_factory=Clock)
     counters: Counters = field(default_factory=Counters)
 
     def __post_init__(self) -> None:
         spec = self.spec
         self._key = ApiKey(spec)
-        self.limits = Limits(spec.rpm, spec.tpm)
+        self.limits = Limits(spec.rpm, spec.tpm, self.clock)
         self._client = httpx2.AsyncClient(
             transport=self.transport,
             timeout=httpx2.Timeout(spec.timeout, connect=min(30.0, spec.timeout)),
@@ -180,7 +178,7 @@ class Connection:
         if attempt == 1:
             log.info("asked again: %s", reason)
         # those that were told to wait for the same time do not come back at the same moment
-        await self.sleep(delay if asked is None else asked + random.uniform(0.0, min(1.0, 0.1 * asked)))
+        await self.clock.sleep(delay if asked is None else asked + random.uniform(0.0, min(1.0, 0.1 * asked)))
 
     def _refused(self, response: httpx2.Response, reason: str) -> Refused:
         parameters = {"url": self.spec.url, "status": str(response.status_code), "reason": reason}

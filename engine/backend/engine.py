@@ -42,7 +42,7 @@ class _Row:
 
 class RemoteEngine:
     """The server of ``spec.backend``. Raises LLM_BACKEND_KEY_MISSING, LLM_BACKEND_UNAVAILABLE, LLM_BACKEND_REFUSED, and
-    LLM_MODEL_NOT_FOUND where the server has several models and ``spec.model`` names none.
+    LLM_BACKEND_MODEL_UNKNOWN where the server has several models and ``spec.model`` names none.
 
     connect: makes the connection, in the thread that uses it. on_answers: called when ``step`` has something to return,
     by another thread.
@@ -70,9 +70,8 @@ class RemoteEngine:
         self._server = self._call(begin())
         listed = self._call(self._server.models())
         if spec.model == _DEFAULT and len(listed) != 1:
-            what = f"lists {len(listed)} models ({', '.join(listed[:10])})" if listed else "does not list its models"
-            reason = f"the server {backend.url} {what}: set spark.llm.model to the name of one"
-            raise LlmError("LLM_MODEL_NOT_FOUND", model=spec.model, reason=reason)
+            reason = f"lists {len(listed)} models ({', '.join(listed[:10])})" if listed else "does not list its models"
+            raise LlmError("LLM_BACKEND_MODEL_UNKNOWN", url=backend.url, reason=reason)
         self.model = listed[0] if spec.model == _DEFAULT else spec.model
         if listed and self.model not in listed:
             log.warning("the server %s does not list the model %r", backend.url, self.model)
