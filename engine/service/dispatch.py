@@ -63,7 +63,9 @@ class DispatchedStream:
                 raise ValueError("row ids must be unique within a stream")
             self._open.update(dict.fromkeys(ids, -1))
         if ids and not self.stopped:
-            self._place(batch)
+            with self._placing:
+                self._recover()  # no row goes to an engine that is known to be lost
+                self._place(batch)
 
     def receive(self) -> pa.RecordBatch | None:
         """The next answers (ANSWER_SCHEMA, one row or more); None when every row sent has been received."""
@@ -192,18 +194,24 @@ class DispatchedStream:
                 for engine, each in lost.items():
                     self._move(engine, each)
             except BaseException as error:
-                self._error = error
+                with self._changed:
+                    self._error = error
+                    self._changed.notify_all()
                 raise
 
     def _move(self, engine: str, lost: Part) -> None:
         """Take the rows of a lost engine to others."""
         rest, answers = lost.leave()
+        rows = [row for batch in rest for row in batch.column("id").to_pylist()]
         with self._changed:
             self._late += answers
+            for row in rows:
+                self._add_done(self._open[row], 1, 0, 0)  # of its share; it will be of another
+            self._changed.notify_all()
         lost.close()
         self._client.lost(engine, lost.taken_in)
         if lost.taken_in:
-            self._losses.update(row for batch in rest for row in batch.column("id").to_pylist())
+            self._losses.update(rows)
             if max(self._losses.values(), default=0) > RESTARTS:
                 raise lost.give_up(len(self._open))
         else:

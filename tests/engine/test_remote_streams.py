@@ -155,6 +155,8 @@ def test_an_engine_that_cannot_be_reached_from_here_is_left_out(cluster: FakeClu
     with first.client.stream(HEADER) as stream:
         stream.send(batch_of(rows(8, 5, "more")))
         assert len(answers(stream)) == 40
+    (router,) = cluster.coordinator._coordinator._routers.values()
+    wait_until(lambda: not any(queued.rows for queued in router.queued().values()))
 
 
 def test_a_limit_is_counted_over_all_executors_and_stops_all_streams(cluster: FakeCluster) -> None:
