@@ -24,7 +24,7 @@ SILENT_SECONDS = 30.0  # an engine that is connected but shows none for so long 
 class Tls(msgspec.Struct, frozen=True, kw_only=True):
     """Paths of PEM files, the same on the driver and all executors: a certificate, its key, and who may have signed.
 
-    Certificates name the hosts' addresses, as engines and driver are reached by address.
+    A certificate names what its host is reached by: an engine's IP address, the driver's ``spark.driver.host``.
     """
 
     cert_file: str
