@@ -9,7 +9,7 @@ import msgspec
 
 from spark_llm.asking import AnswerSettings
 from spark_llm.call import CallSpec, PromptPlan
-from spark_llm.engine.request import SamplingParams
+from spark_llm.engine.request import Client, Constraint, SamplingParams
 from spark_llm.engine.service.protocol import Budget, ResultCache, StreamOpen
 from spark_llm.optimizer.reorder.order_table import OrderTable
 from spark_llm.shared_prompt import Together
@@ -32,11 +32,13 @@ def answer_settings(
         fold=folds(spec),
         seed=spec.seed if spec.temperature else None,
         drawn=spec.drawn(),
-        fail=conf.on_error == "fail",
+        fail=(spec.on_error or conf.on_error) == "fail",
         partial=spec.budget is not None and spec.budget.partial,
         order=order_table(plan, tables),
         instruction_last=plan.instruction_last,
         together=together(spec),
+        form=spec.answer,
+        details=spec.details,
     )
 
 
@@ -66,8 +68,9 @@ def order_table(plan: PromptPlan, tables: Mapping[str, bytes]) -> OrderTable | N
     return OrderTable.fixed(plan.fields) if plan.fields else None
 
 
-def stream_header(spec: CallSpec, conf: LlmConf, query: str, node: str = "", limit: int = 0) -> StreamOpen:
-    """What is constant for all rows of a task, for the engine. node, limit: of a group that counts its hits."""
+def stream_header(spec: CallSpec, conf: LlmConf, client: Client, node: str = "", limit: int = 0) -> StreamOpen:
+    """What is constant for all rows of a task, for the engine. client: who asks, in which query. node, limit: of a
+    group that counts its hits."""
     given = {name: value for name in ("temperature", "top_p", "top_k") if (value := getattr(spec, name)) is not None}
     params = SamplingParams(
         max_tokens=conf.max_output_length if spec.max_tokens is None else spec.max_tokens,
@@ -76,7 +79,9 @@ def stream_header(spec: CallSpec, conf: LlmConf, query: str, node: str = "", lim
     )
     plan = spec.prompt or PromptPlan()
     return StreamOpen(
-        query=query,
+        query=client.query,
+        client=client.user,
+        client_weight=client.weight,
         params=params,
         system=spec.system,
         instruction_segments=0 if plan.instruction_last else 1,
@@ -87,7 +92,17 @@ def stream_header(spec: CallSpec, conf: LlmConf, query: str, node: str = "", lim
         budget=budget(spec),
         limit=limit,
         node=node,
+        constraint=constraint(spec),
+        truncate=spec.truncate is not None,
     )
+
+
+def constraint(spec: CallSpec) -> Constraint | None:
+    """What holds the engine to the form of the call's answers; rows with choices of their own bring them along."""
+    form = spec.answer
+    if form is None or form.field is not None:
+        return None
+    return Constraint(kind=form.kind, text=form.text, choices=form.choices)
 
 
 def shared_header(header: StreamOpen, plan: PromptPlan) -> StreamOpen:
@@ -98,6 +113,7 @@ def shared_header(header: StreamOpen, plan: PromptPlan) -> StreamOpen:
         params=msgspec.structs.replace(params, max_tokens=plan.most_output(params.max_tokens), stop=()),
         later_calls=0,
         shared_segments=0,
+        truncate=False,  # rows that are too many for a prompt are asked alone
     )
 
 

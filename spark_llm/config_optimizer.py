@@ -113,6 +113,12 @@ class OptimizerConf:
         "true",
         "Run several calls over the same fields as one, next to each other for each row.",
     )
+    hold_task_slots: bool = key(
+        "optimizer.holdTaskSlots.enabled",
+        BOOLEAN,
+        "true",
+        "Run the calls of a query in no more tasks at a time than spark.llm.tasksPerEngine says.",
+    )
     statistics_enabled: bool = key(
         "optimizer.statistics.enabled",
         BOOLEAN,

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spark_llm.backchannel import Address, Listener
+from spark_llm.clients import pool_weights
 from spark_llm.coordination import Coordination, DriverAddress
 from spark_llm.tally import Counts, Tally, TaskUpdate
 
@@ -130,11 +131,13 @@ class ReportSink(NamedTuple):
     """What a task needs to know of the driver; travels in the UDF's closure.
 
     address: where its counters go. cluster: who knows the engines of all executors, once a query asked for that.
+    pools: weights of the fair scheduler's pools, where they are not 1.
     """
 
     accumulator: Accumulator[list[TaskUpdate]]
     address: Address | None
     cluster: Cluster | None = None
+    pools: tuple[tuple[str, float], ...] = ()
 
 
 class Reports:
@@ -148,6 +151,7 @@ class Reports:
         self.sink = ReportSink(
             context.accumulator([], _Merging(self.tally)),
             self._listener.address if self._listener else None,
+            pools=tuple(pool_weights(context).items()),
         )
 
     def coordinate(self, conf: LlmConf) -> None:

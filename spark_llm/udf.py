@@ -12,10 +12,13 @@ import pyarrow as pa
 
 from spark_llm import config
 from spark_llm.answering import Answering, Flow, Grant, RowSource
-from spark_llm.asking import Answers, Asker
+from spark_llm.asking import Asker
 from spark_llm.backchannel import Sender
 from spark_llm.call import CallSpec, GroupSpec, PromptPlan
+from spark_llm.call_rows import Answers
 from spark_llm.call_settings import answer_settings, shared_header, stream_header
+from spark_llm.clients import client_of
+from spark_llm.config_backend import BUILTIN
 from spark_llm.config_routing import LOCAL
 from spark_llm.engine.service import client
 from spark_llm.engine.service.answers import Answerer, AnswerSource
@@ -97,7 +100,7 @@ def _answer(
     conf = config.from_task()
     context = TaskContext.get()
     assert context is not None
-    task = _Task(group, conf, context, sink.cluster)
+    task = _Task(group, conf, context, sink.cluster, dict(sink.pools))
     askers = [
         Asker(answer_settings(spec, conf, tables, columns), task.opens(spec), task.opens_shared(spec))
         for spec, columns in zip(group.calls, group.arguments, strict=True)
@@ -130,24 +133,32 @@ def _answer(
 class _Task:
     """Who asks: the calls of a plan node, in an attempt of a Spark task, as its session is configured."""
 
-    def __init__(self, group: GroupSpec, conf: LlmConf, context: TaskContext, cluster: Cluster | None = None) -> None:
+    def __init__(
+        self,
+        group: GroupSpec,
+        conf: LlmConf,
+        context: TaskContext,
+        cluster: Cluster | None = None,
+        pools: Mapping[str, float] | None = None,
+    ) -> None:
         self.query = query_id(context)
+        self._client = client_of(context.getLocalProperty, conf, pools or {}, self.query)
         self.on_connect: Callable[[], None] = lambda: None
         self._group = group
         self._conf = conf
         self._context = context
-        self._cluster = cluster if conf.router != LOCAL else None
+        self._cluster = cluster if conf.router != LOCAL and conf.backend == BUILTIN else None
         # What a lost attempt found let others stop, so the next one has to find it again, without a limit.
         self._limit = group.limit if context.attemptNumber() == 0 else 0
 
     def opens(self, spec: CallSpec) -> Callable[[], AnswerSource]:
         """What opens a stream for a call's rows."""
-        header = stream_header(spec, self._conf, self.query, self._group.node if self._limit else "", self._limit)
+        header = stream_header(spec, self._conf, self._client, self._group.node if self._limit else "", self._limit)
         return lambda: self._connect(spec).stream(header)
 
     def opens_shared(self, spec: CallSpec) -> Callable[[], AnswerSource]:
         """What opens a stream for prompts with several of a call's rows."""
-        header = stream_header(spec, self._conf, self.query, self._group.node if self._limit else "", self._limit)
+        header = stream_header(spec, self._conf, self._client, self._group.node if self._limit else "", self._limit)
         shared = shared_header(header, spec.prompt or PromptPlan())
         return lambda: self._connect(spec).stream(shared)
 

@@ -35,6 +35,7 @@ class Context:
     tokens_per_second: of one engine; is_speed_measured: in this application or an earlier one, else it is a guess.
     rows_per_prompt: how many pairs of a join may share a prompt.
     slots: tasks that the application runs at a time. partitions: how many ReorderRows makes, 0: it decides.
+    call_tasks: in how many of them, over all executors, a query's calls may run at a time, 0: in all.
     """
 
     catalyst: Catalyst
@@ -52,6 +53,7 @@ class Context:
     tables: MutableMapping[str, bytes]
     tokens_per_second: float
     slots: int
+    call_tasks: int
     engines: int
     partitions: int
     window_rows: int

@@ -8,6 +8,7 @@ from spark_llm.optimizer.rules.count_pairs import count_pairs
 from spark_llm.optimizer.rules.deduplicate_prompts import deduplicate_prompts
 from spark_llm.optimizer.rules.first_match import first_match
 from spark_llm.optimizer.rules.fuse_calls import fuse_calls
+from spark_llm.optimizer.rules.hold_task_slots import hold_task_slots
 from spark_llm.optimizer.rules.keep_budget import keep_budget
 from spark_llm.optimizer.rules.limit_before_calls import limit_before_calls
 from spark_llm.optimizer.rules.limit_groups_before_calls import limit_groups_before_calls
@@ -47,6 +48,7 @@ RULES: tuple[Rule, ...] = (
     Rule("deduplicatePrompts", deduplicate_prompts),
     Rule("reorderRows", reorder_rows),  # by the prompts that the others made
     Rule("shuffleBelowSort", shuffle_below_sort),
+    Rule("holdTaskSlots", hold_task_slots),  # of the nodes as the others placed them
     Rule("keepBudget", keep_budget),  # of the calls that are left; it has no key, a budget always holds
 )
 """Where calls are nodes of the plan."""

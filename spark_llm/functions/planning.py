@@ -13,6 +13,7 @@ from spark_llm import placing, speed
 from spark_llm.call import Budget
 from spark_llm.config import PREFIX, LlmConf, entries
 from spark_llm.engine.text.lengths import Lengths, token_lengths
+from spark_llm.functions.task_slots import call_tasks
 from spark_llm.optimizer.catalyst.bridge import Catalyst, Jvm
 from spark_llm.optimizer.catalyst.context import Context
 from spark_llm.optimizer.catalyst.notes import Notes
@@ -66,7 +67,7 @@ class Planner:
         """The rules' context for one query of a JVM session."""
         spark = session.sparkContext()
         application = str(spark.applicationId())
-        engines = _engines(spark)
+        engines = _engines(spark) * conf.engines_per_executor
         engine = speed.engine_name(conf.model, _arithmetic(conf), conf.device, conf.threads, str(spark.master()))
         measured = self._speed.of(application, engine, engines)
 
@@ -107,6 +108,7 @@ class Planner:
             tokens_per_second=measured or TOKENS_PER_SECOND,
             is_speed_measured=measured is not None,
             slots=int(spark.defaultParallelism()),
+            call_tasks=call_tasks(spark, engines, conf.tasks_per_engine),
             engines=engines,
             partitions=conf.reorder_rows_partitions,
             window_rows=conf.window_rows,

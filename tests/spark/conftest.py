@@ -45,6 +45,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
         .config("spark.sql.warehouse.dir", str(scratch / "warehouse"))
         .config("spark.local.dir", str(scratch / "local"))
         .config("spark.sql.session.timeZone", "UTC")
+        .config("spark.llm.tasksPerEngine", "2")  # all slots: plans as they are without holding any back
         .getOrCreate()
     )
     session.sparkContext.setLogLevel("ERROR")

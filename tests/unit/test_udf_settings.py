@@ -9,11 +9,13 @@ import pytest
 from spark_llm.call import Budget, CallSpec, GroupSpec, RowPlan
 from spark_llm.call_settings import answer_settings, stream_header
 from spark_llm.config import LlmConf
+from spark_llm.engine.request import Client
 from spark_llm.engine.service import protocol
 from spark_llm.predicate_order import PredicateOrder
 from spark_llm.udf import _Task
 
 FOLDED = CallSpec(rows=RowPlan(fold=True))
+QUERY = Client("", "7")
 CONDITIONS: tuple[list[Any], ...] = (["isnotnull", ["answer", 0]],)
 
 
@@ -23,10 +25,10 @@ def conf(**settings: str) -> LlmConf:
 
 def test_the_result_cache_is_that_of_the_configuration_in_seconds_and_bytes() -> None:
     configured = conf(cache_path="/answers", cache_memory="1m", cache_maxSize="2m", cache_cleared="1500")
-    assert stream_header(FOLDED, configured, "7").cache == protocol.ResultCache(
+    assert stream_header(FOLDED, configured, QUERY).cache == protocol.ResultCache(
         path="/answers", memory=1 << 20, max_size=2 << 20, cleared=1.5
     )
-    assert stream_header(FOLDED, conf(), "7").cache == protocol.ResultCache(max_size=10 << 30)
+    assert stream_header(FOLDED, conf(), QUERY).cache == protocol.ResultCache(max_size=10 << 30)
 
 
 @pytest.mark.parametrize(
@@ -38,13 +40,13 @@ def test_the_result_cache_is_that_of_the_configuration_in_seconds_and_bytes() ->
     ],
 )
 def test_what_is_off_or_cannot_repeat_has_no_result_cache(spec: CallSpec, settings: dict[str, str]) -> None:
-    assert stream_header(spec, conf(**settings), "7").cache is None
+    assert stream_header(spec, conf(**settings), QUERY).cache is None
 
 
 def test_the_budget_is_that_of_the_spec() -> None:
-    assert stream_header(FOLDED, conf(), "7").budget is None
+    assert stream_header(FOLDED, conf(), QUERY).budget is None
     spec = CallSpec(budget=Budget(calls=3, length=5, seconds=0.5, partial=True))
-    assert stream_header(spec, conf(), "7").budget == protocol.Budget(calls=3, length=5, seconds=0.5)
+    assert stream_header(spec, conf(), QUERY).budget == protocol.Budget(calls=3, length=5, seconds=0.5)
     assert answer_settings(spec, conf(), {}).partial
     assert not answer_settings(CallSpec(budget=Budget(calls=3)), conf(), {}).partial
 

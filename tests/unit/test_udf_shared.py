@@ -17,6 +17,7 @@ from spark_llm.call import CallSpec, FieldSpec, PromptPlan, RowPlan
 from spark_llm.call_settings import answer_settings, shared_header, stream_header, together
 from spark_llm.canonical import row_keys
 from spark_llm.config import LlmConf
+from spark_llm.engine.request import Client
 from spark_llm.engine.service.protocol import ANSWER_SCHEMA
 from spark_llm.errors import LlmError
 from spark_llm.shared_prompt import Together, shared_key
@@ -236,7 +237,7 @@ def test_a_pair_asked_alone_is_known_as_without_shared_prompts() -> None:
 def test_the_stream_for_several_rows_has_room_for_all_answers_and_no_stop_strings() -> None:
     plan = PromptPlan(rows=4, left=(0,), instruction_last=True, later_calls=1)
     spec = CallSpec(fields=(FieldSpec("l"), FieldSpec("r")), stop=(";",), max_tokens=3, prompt=plan, rows=RowPlan())
-    one = stream_header(spec, LlmConf(), "7", "n", 5)
+    one = stream_header(spec, LlmConf(), Client("", "7"), "n", 5)
     found = shared_header(one, plan)
     assert found.params.max_tokens == plan.most_output(3)
     assert (found.params.stop, one.params.stop) == ((), (";",))
