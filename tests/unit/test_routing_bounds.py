@@ -151,7 +151,7 @@ class Cluster:
 @EXAMPLES
 @given(
     groups=st.tuples(
-        *[st.lists(st.tuples(st.integers(0, 3), st.integers(1, OWN), st.integers(1, 30)), min_size=1)] * 2
+        *[st.lists(st.tuples(st.integers(0, 3), st.integers(10, OWN), st.integers(10, 30)), min_size=1)] * 2
     ),
     choices=st.lists(st.integers(0, 1), min_size=1, max_size=20),
     quantum=QUANTA,
