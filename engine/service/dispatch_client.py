@@ -180,6 +180,7 @@ class ClusterClient:
         groups = [
             PrefixGroup(
                 client=header.client,
+                weight=header.client_weight,
                 path=run.path,
                 rows=run.end - run.start,
                 own_tokens=table.own_tokens(run),

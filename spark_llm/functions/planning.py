@@ -108,7 +108,7 @@ class Planner:
             tokens_per_second=measured or TOKENS_PER_SECOND,
             is_speed_measured=measured is not None,
             slots=int(spark.defaultParallelism()),
-            call_tasks=call_tasks(spark, engines, conf.tasks_per_engine),
+            call_tasks=call_tasks(spark, _engines(spark), conf.tasks_per_engine),
             engines=engines,
             partitions=conf.reorder_rows_partitions,
             window_rows=conf.window_rows,
