@@ -171,7 +171,7 @@ class TextPipeline:
 
     def encode_text(self, text: str) -> TokenIds:
         """A prompt as it is, without a chat template, int32 [tokens]; it may spell special tokens."""
-        return np.array(self._tokenizer.encode(text, add_special_tokens=True).ids, np.int32)
+        return self._whole_encoder().encode_pieces([(f"{self._plain.prefix}{text}", False)])
 
     def decode(self, outputs: Sequence[Sequence[int]], stop: Sequence[str] = (), strips: bool = True) -> list[str]:
         """The answers' texts: without special tokens, cut before the first stop string, outer white space off.
