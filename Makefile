@@ -58,6 +58,7 @@ format: $(STAMP) ## let ruff rewrite what it can
 bench: $(STAMP) ## the CPU engine beside its peers, one thread; cost of a step by rows waiting
 	@$(BIN)/python benchmarks/cpu_engine.py
 	@$(BIN)/python benchmarks/scheduler_scale.py
+	@$(BIN)/python benchmarks/constrained.py
 
 bench-order: $(STAMP) ## prefix order: solver, Spark, the paper's queries, eviction, answers (over an hour)
 	@$(BIN)/python benchmarks/reorder_solver.py

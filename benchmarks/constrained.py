@@ -188,6 +188,36 @@ def grammar_cost(engine: Engine, rows: int) -> GrammarCost:
     )  # fmt: skip
 
 
+def report(found: dict[str, Any]) -> str:
+    """What a run found, as a table."""
+    lines = [found["machine"], f"{found['model']} on {found['device']}", ""]
+    if "labels" in found:
+        lines.append(f"{'labels':26}{'rows':>6}{'rows/s':>9}{'steps':>7}{'tokens':>8}{'accuracy':>10}{'named':>8}")
+        lines += [
+            f"{way['way']:26}{way['rows']:6}{way['rows_per_second']:9.1f}{way['steps']:7}{way['output_tokens']:8}"
+            f"{way['accuracy']:10.1%}{way['named']:8.1%}"
+            for way in found["labels"]
+        ]
+        free, choices = (way["rows_per_second"] for way in found["labels"][:2])
+        lines += [f"choices give {choices / free:.1f} times the rows a second of free answers", ""]
+    if "grammar" in found:
+        cost = found["grammar"]
+        parts = ", ".join(f"{name} {part:.2%}" for name, part in cost["parts"].items())
+        lines += [
+            f"grammar: {cost['share']:.2%} of the steps' time ({parts})",
+            f"         {cost['forced']:.0%} of tokens forced; of {cost['rows']} answers {cost['whole']} whole, "
+            f"{cost['parsed']} parse",
+            "",
+        ]
+    if "schemas" in found:
+        total = found["schemas"]
+        lines.append(
+            f"{total['schemas']} generated schemas ({total['refused']} refused), {total['rows']} answers: "
+            f"{total['whole']} parse, {total['incomplete']} cut by max_tokens are errors, {total['broken']} broken"
+        )
+    return "\n".join(lines).rstrip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -199,32 +229,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     found: dict[str, Any] = {"machine": str(this_machine()), "model": options.model, "device": options.device}
-    print(found["machine"])
     if options.only != "schemas":
         engine = load_engine(EngineSpec(model=options.model, device=options.device, dtype=options.dtype))
         if options.only != "grammar":
-            ways = classify(engine, options.rows)
-            found["labels"] = [asdict(way) for way in ways]
-            print(f"{'labels':28}{'rows':>6}{'rows/s':>9}{'steps':>7}{'tokens':>8}{'accuracy':>10}{'named':>8}")
-            for way in ways:
-                print(
-                    f"{way.way:28}{way.rows:6}{way.rows_per_second:9.1f}{way.steps:7}{way.output_tokens:8}"
-                    f"{way.accuracy:10.1%}{way.named:8.1%}"
-                )
-            print(f"choices / free: {ways[1].rows_per_second / ways[0].rows_per_second:.1f} x the rows a second")
+            found["labels"] = [asdict(way) for way in classify(engine, options.rows)]
         if options.only != "labels":
-            cost = grammar_cost(engine, options.rows)
-            found["grammar"] = asdict(cost)
-            parts = ", ".join(f"{name} {part:.2%}" for name, part in cost.parts.items())
-            print(f"grammar: {cost.share:.2%} of {cost.rows} rows' steps ({parts}); {cost.forced:.0%} of tokens forced")
-            print(f"grammar: {cost.whole} of {cost.rows} answers whole, {cost.parsed} parse")
+            found["grammar"] = asdict(grammar_cost(engine, options.rows))
     if options.only in (None, "schemas"):
-        total = parse_all(options.schemas)
-        found["schemas"] = asdict(total)
-        print(
-            f"schemas: {total.schemas} ({total.refused} refused), {total.rows} answers: {total.whole} parse, "
-            f"{total.incomplete} are errors, {total.broken} are broken"
-        )
+        found["schemas"] = asdict(parse_all(options.schemas))
+    print(report(found))
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1))
 

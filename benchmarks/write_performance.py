@@ -9,10 +9,12 @@ import json
 import re
 from pathlib import Path
 
+import constrained
 import results
 import scheduler_scale
 
 ROOT = Path(__file__).resolve().parent.parent
+REPORTS = {"scheduler_scale": scheduler_scale.report, "constrained": constrained.report}
 PAGE = ROOT / "docs" / "performance.md"
 
 
@@ -30,8 +32,8 @@ def main() -> None:
         source = artifacts / f"{name}.json"
         if name == "end" or not source.exists():
             continue
-        module = scheduler_scale if name == "scheduler_scale" else results
-        page = with_block(page, name, module.report(json.loads(source.read_text())))
+        report = REPORTS.get(name, results.report)
+        page = with_block(page, name, report(json.loads(source.read_text())))
         print(f"{name}: from {source.relative_to(ROOT)}")
     PAGE.write_text(page)
 

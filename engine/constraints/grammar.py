@@ -43,30 +43,30 @@ class Grammar:
 class GrammarMatcher:
     """llguidance's matcher of one row. See Matcher."""
 
-    __slots__ = ("matcher",)
+    __slots__ = ("masker",)
     candidates = None
     text = None
     confidence = None
 
-    def __init__(self, matcher: LLMatcher) -> None:
-        self.matcher = matcher
+    def __init__(self, masker: LLMatcher) -> None:
+        self.masker = masker
 
     @property
     def is_whole(self) -> bool:
-        return self.matcher.is_accepting()
+        return self.masker.is_accepting()
 
     @property
     def is_done(self) -> bool:
         """Also where the matcher has failed: nothing may follow then."""
-        return self.matcher.is_stopped()
+        return self.masker.is_stopped()
 
     @property
     def error(self) -> str | None:
-        return one_line(self.matcher.get_error()) if self.matcher.is_error() else None
+        return one_line(self.masker.get_error()) if self.masker.is_error() else None
 
     def take(self, token: int, log_prob: float) -> list[int]:
-        self.matcher.consume_token(token)
-        return _force(self.matcher)
+        self.masker.consume_token(token)
+        return _force(self.masker)
 
 
 def one_line(message: str) -> str:

@@ -6,10 +6,13 @@ Compiled by the text side (compiler.py): labels.py has choices, grammar.py every
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 Ints = npt.NDArray[np.int32]
 KIND_NAMES = {
@@ -23,13 +26,17 @@ KIND_NAMES = {
 class Matcher(Protocol):
     """Where one answer stands. A function of the tokens that it has taken, which are those of the answer.
 
-    candidates: int32, ascending: the only tokens that may come next, where they are few; None: its mask tells.
+    candidates: int32, ascending: the only tokens that may come next, where they are few. masker: else llguidance's
+    matcher, which makes a mask of those that may.
     is_whole: the answer may end here. is_done: it must. error: why the constraint could not be followed.
     text, confidence: of a choice that is whole, see Completion.
     """
 
     @property
     def candidates(self) -> Ints | None: ...
+
+    @property
+    def masker(self) -> LLMatcher | None: ...
 
     @property
     def is_whole(self) -> bool: ...

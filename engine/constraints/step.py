@@ -7,16 +7,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spark_llm.engine.constraints.matcher import Ints, Matcher
 
 if TYPE_CHECKING:
-    from llguidance import LLExecutor
+    from llguidance import LLExecutor, LLMatcher
 
-MASK_BITS = 32  # of a mask's word
+_MASK_BITS = 32  # of a mask's word
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,13 +24,13 @@ class StepChoices:
     """Of a plan's answers, in its order, those that are constrained.
 
     listed: int32 [m], which answers have candidates: int32 [m, most] (most at least 1), ascending, then -1.
-    masked: int32 [n], which answers have a mask; matchers: theirs.
+    masked: int32 [n], which answers have a mask; maskers: what makes it.
     """
 
     listed: Ints
     candidates: Ints
     masked: Ints
-    matchers: tuple[Any, ...]
+    maskers: tuple[LLMatcher, ...]
 
     def only_lists(self, answers: int) -> bool:
         """Whether all ``answers`` of the step have candidates."""
@@ -42,28 +42,28 @@ def choices_of(matchers: Sequence[Matcher | None]) -> StepChoices | None:
     listed: list[int] = []
     lists: list[Ints] = []
     masked: list[int] = []
-    masks: list[Any] = []
+    maskers: list[LLMatcher] = []
     for place, matcher in enumerate(matchers):
         if matcher is None:
             continue
-        candidates = matcher.candidates
-        if candidates is None:
-            masked.append(place)
-            masks.append(matcher.matcher)  # type: ignore[attr-defined]
-        else:
+        candidates, masker = matcher.candidates, matcher.masker
+        if candidates is not None:
             listed.append(place)
             lists.append(candidates)
+        elif masker is not None:
+            masked.append(place)
+            maskers.append(masker)
     if not listed and not masked:
         return None
     table = np.full((len(lists), max(map(len, lists), default=1)), -1, np.int32)
     for row, candidates in zip(table, lists, strict=True):
         row[: len(candidates)] = candidates
-    return StepChoices(np.array(listed, np.int32), table, np.array(masked, np.int32), tuple(masks))
+    return StepChoices(np.array(listed, np.int32), table, np.array(masked, np.int32), tuple(maskers))
 
 
 def mask_words(vocab_size: int) -> int:
     """int32 of a mask: bit ``token % 32`` of word ``token // 32`` is 1 where the token may come next."""
-    return -(-vocab_size // MASK_BITS)
+    return -(-vocab_size // _MASK_BITS)
 
 
 class Masks:
@@ -85,8 +85,8 @@ def masking(choices: StepChoices | None, out: Ints | None) -> Iterator[Masks]:
     Does not leave before they are made: the rows' matchers are nobody else's until then.
     """
     work = None
-    if choices is not None and choices.matchers and out is not None:
-        pairs = list(zip(choices.matchers, range(len(out)), strict=True))
+    if choices is not None and choices.maskers and out is not None:
+        pairs = list(zip(choices.maskers, range(len(out)), strict=True))
         make = _executor().unsafe_compute_mask_ptr
         work = _thread().submit(make, pairs, out.ctypes.data, out.shape[1] * out.itemsize, len(out))
     masks = Masks(work)

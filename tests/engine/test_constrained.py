@@ -471,13 +471,13 @@ def test_every_kind_of_tokenizer_spells_what_is_allowed(family: str, before: str
         (Constraint(kind="regex", text="(a|the) (film|review)( is (good|bad))?"), "the review is bad"),
     ):
         compiled: Any = compiler.compile(constraint, before)
-        matcher = compiled.start(()).matcher
+        matcher = compiled.start(()).masker
         natural = compiler._continuations(before, [text])[0]
         assert matcher.validate_tokens(natural) == len(natural)
         for _ in range(3):
             walk, output = compiled.start(compiled.forced), list(compiled.forced)
             while not walk.is_done:
-                mask = np.unpackbits(np.frombuffer(walk.matcher.compute_bitmask(), np.uint8), bitorder="little")
+                mask = np.unpackbits(np.frombuffer(walk.masker.compute_bitmask(), np.uint8), bitorder="little")
                 token = draw.choice(np.flatnonzero(mask).tolist())
                 output += [token, *walk.take(token, 0.0)]
             answer = tokenizer.decode(output, skip_special_tokens=True).strip()

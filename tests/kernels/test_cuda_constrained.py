@@ -174,6 +174,6 @@ def test_a_product_of_their_own_is_for_few_candidates(device: str) -> None:
 def test_uploaded_masks_are_the_matchers(constraints: list[Any]) -> None:
     """What llguidance says of the first token, bit by bit: letters a to c, and tokens of them."""
     matcher = constraints[0].start(())
-    mask = np.frombuffer(matcher.matcher.compute_bitmask(), np.uint8)
+    mask = np.frombuffer(matcher.masker.compute_bitmask(), np.uint8)
     allowed = np.flatnonzero(np.unpackbits(mask, bitorder="little")[:VOCABULARY])
     assert [Bytes().tokens[token] for token in allowed] == [b"a", b"b", b"c"]
