@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from spark_llm.config_kinds import OPTIONAL_TEXT, Kind, integer, key
-from spark_llm.engine.service.coordinator_protocol import Tls
 from spark_llm.engine.service.routing import POLICIES
 from spark_llm.errors import LlmError
+
+if TYPE_CHECKING:
+    from spark_llm.engine.service.coordinator_protocol import Tls
 
 ROUTER_KEY = "spark.llm.router"
 LOCAL = "local"
@@ -78,4 +81,6 @@ class RoutingConf:
             if not path:
                 expected = "a path, as other keys of spark.llm.engine.tls are set"
                 raise LlmError("LLM_INVALID_CONFIG", key=f"spark.llm.engine.tls.{name}", value="''", expected=expected)
+        from spark_llm.engine.service.coordinator_protocol import Tls  # which imports pyarrow
+
         return Tls(cert_file=files["certFile"], key_file=files["keyFile"], ca_file=files["caFile"])

@@ -8,13 +8,13 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from spark_llm.engine.service.coordinator_protocol import Cluster
 from spark_llm.errors import LlmError
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
 
     from spark_llm.config import LlmConf
+    from spark_llm.engine.service.coordinator_protocol import Cluster
     from spark_llm.engine.service.coordinator_server import CoordinatorServer
 
 
