@@ -5,9 +5,9 @@
 
 float32: greedy answers to real prompts of the demo model, CUDA graphs, shared prefixes and all, beside the CPU
 engine's: token for token, but where the CPU's two greatest logits are within 1e-4. bfloat16: logits after prompts and
-after parts of answers beside the CPU's float32; bound: 2.5 % of their spread (RMS). deterministic: answers and logits of
-a row alone and among all others, bit by bit (beside the usual mode, which does not promise it). cost: rows a second of
-both modes at 1B.
+after parts of answers beside the CPU's float32; bound: 2.5 % of their spread (RMS). deterministic: answers and logits
+of a row alone and among all others, bit by bit (beside the usual mode, which does not promise it). cost: rows a second
+of both modes at 1B.
 Results are merged into artifacts/gpu_exact.json.
 """
 

@@ -98,7 +98,7 @@ class DeviceDecoder:
         """
         config, eps, layers = self.config, self.config.rms_norm_eps, self.weights.layers
         residual = F.embedding(step.tokens, self.weights.embedding)
-        normed, scale = _input_of(layers[0].qkv, residual, config.hidden_size)
+        normed, scale = input_of(layers[0].qkv, residual, config.hidden_size)
         add_rms_norm(None, residual, layers[0].input_norm, eps, normed, scale)
         q = residual.new_empty(len(residual), config.num_heads, config.head_dim)
         last = len(layers) - 1
@@ -112,14 +112,14 @@ class DeviceDecoder:
             if index == last and step.last is not None:
                 # torch's own gather: a kernel of ours has nothing to fuse here
                 attended, residual = attended.index_select(0, step.last), residual.index_select(0, step.last)
-                normed, scale = _input_of(layer.gate_up, residual, config.hidden_size)
+                normed, scale = input_of(layer.gate_up, residual, config.hidden_size)
             add_rms_norm(self.ranks.sum(layer.o(attended)), residual, layer.post_norm, eps, normed, scale)
             gate_up = layer.gate_up(normed, scale)
-            inner, inner_scale = _input_of(layer.down, gate_up, config.intermediate_size)
+            inner, inner_scale = input_of(layer.down, gate_up, config.intermediate_size)
             silu_and_mul(gate_up, inner, inner_scale)
             following = self.weights.norm if index == last else layers[index + 1].input_norm
             if index == last:
-                normed, scale = _input_of(self.weights.head, residual, config.hidden_size)
+                normed, scale = input_of(self.weights.head, residual, config.hidden_size)
             add_rms_norm(self.ranks.sum(layer.down(inner, inner_scale)), residual, following, eps, normed, scale)
         head = self.weights.head
         if step.candidates is None:
@@ -146,7 +146,7 @@ class DeviceDecoder:
         return out
 
 
-def _input_of(linear: Linear, like: Tensor, width: int) -> tuple[Tensor, Tensor | None]:
+def input_of(linear: Linear, like: Tensor, width: int) -> tuple[Tensor, Tensor | None]:
     """Room for what ``linear`` multiplies, [len(like), width], and for its scales where it takes e4m3."""
     if not linear.takes_fp8:
         return like.new_empty(len(like), width), None
