@@ -6,7 +6,6 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from spark_llm.config_kinds import OPTIONAL_TEXT, Kind, integer, key
-from spark_llm.engine.service.routing import POLICIES
 from spark_llm.errors import LlmError
 
 if TYPE_CHECKING:
@@ -14,17 +13,17 @@ if TYPE_CHECKING:
 
 ROUTER_KEY = "spark.llm.router"
 LOCAL = "local"
-_ROUTERS = (LOCAL, *POLICIES)
+ROUTERS = (LOCAL, "d2lpm", "prefix", "leastLoaded", "roundRobin")  # those of ``routing.POLICIES``, which needs numpy
 
 
 def _router(text: str) -> str:
-    for name in _ROUTERS:
+    for name in ROUTERS:
         if name.lower() == text.lower():
             return name
     raise ValueError(text)
 
 
-ROUTER = Kind(f"{', '.join(_ROUTERS[:-1])} or {_ROUTERS[-1]}", _router)
+ROUTER = Kind(f"{', '.join(ROUTERS[:-1])} or {ROUTERS[-1]}", _router)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

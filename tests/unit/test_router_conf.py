@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from spark_llm.config import LlmConf
+from spark_llm.config_routing import ROUTERS
 from spark_llm.coordination import Coordination, DriverAddress
 from spark_llm.engine.service.coordinator_protocol import Tls
+from spark_llm.engine.service.routing import POLICIES
 from spark_llm.errors import LlmError
 
 TLS = {f"spark.llm.engine.tls.{name}": f"/etc/{name}" for name in ("certFile", "keyFile", "caFile")}
@@ -38,6 +40,7 @@ def conf(**settings: str) -> LlmConf:
 
 
 def test_routers_are_written_in_any_case() -> None:
+    assert ROUTERS == ("local", *POLICIES)
     assert conf().router == "local"
     assert conf(router="D2LPM").router == "d2lpm"
     assert conf(router="roundrobin").router == "roundRobin"
