@@ -40,7 +40,7 @@ def conf(**settings: str) -> LlmConf:
 
 
 def test_routers_are_written_in_any_case() -> None:
-    assert ROUTERS == ("local", *POLICIES)
+    assert list(ROUTERS) == ["local", *POLICIES]
     assert conf().router == "local"
     assert conf(router="D2LPM").router == "d2lpm"
     assert conf(router="roundrobin").router == "roundRobin"
