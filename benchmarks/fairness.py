@@ -35,7 +35,7 @@ from fairness_load import EXPERIMENTS
 from fairness_run import Outcome, run
 from machine import this_machine
 
-SHAPE = Shape(pages=6_000, page_size=1, batch_tokens=256, running_rows=32, quantum=1_024)
+SHAPE = Shape(pages=6_000, page_size=1, batch_tokens=256, running_rows=32, quantum=256)
 SECONDS = {"sim": 1_200.0, "real": 60.0}
 QUANTA = (256, 512, 1_024, 2_048, 4_096, 8_192)
 PARTS = ("papers", "quantum", "routing", "processes")
