@@ -54,7 +54,18 @@ def engines(
 
     head = ["pid", "owner", "model", "dtype", "up", "streams", "waiting + running"]
     head += ["answered", "tokens/s", "from cache", "cache used"]
-    table = [head, *map(row, found)]
+    _print_table([head, *map(row, found)])
+    clients = [
+        [str(status.pid), user or "-", f"{of.weight:g}", f"{of.service:,.0f}", f"{of.waiting} + {of.running}"]
+        for status in found
+        for user, of in sorted(status.clients.items())
+    ]
+    if clients:
+        typer.echo("")
+        _print_table([["pid", "client", "weight", "service", "waiting + running"], *clients])
+
+
+def _print_table(table: list[list[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

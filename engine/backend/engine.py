@@ -10,7 +10,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from spark_llm.engine.backend.turns import Turns
 from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.core import EngineStats
 from spark_llm.engine.request import Completion, FinishReason, Request
+from spark_llm.engine.scheduling.accounts import Service
 from spark_llm.engine.service.served import ModelName
 from spark_llm.errors import LlmError
 
@@ -121,6 +122,10 @@ class RemoteEngine:
         self._totals.running = self._running
         self._totals.waiting = len(self._rows) - self._running
         return self._totals
+
+    def clients(self) -> Mapping[str, Service]:
+        """Nobody: the server takes rows as they come."""
+        return {}
 
     def shutdown(self) -> None:
         """Closes the connections and ends the thread; no other method may be called after."""

@@ -20,7 +20,7 @@ from spark_llm.engine.service.budgets import Budgets
 from spark_llm.engine.service.dispatch_held import Held
 from spark_llm.engine.service.folding import Answer, Claim, Flight, Folding, Stream
 from spark_llm.engine.service.limits import Limits
-from spark_llm.engine.service.protocol import EngineStatus, WindowRequest
+from spark_llm.engine.service.protocol import ClientStatus, EngineStatus, WindowRequest
 from spark_llm.engine.service.results import Results
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class EngineLoop:
         self._queries: dict[str, list[int]] = {}
         self._rate: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
         self._stats = engine.stats()
+        self._clients = engine.clients()
         self._started = time.monotonic()
         self._open_streams = 0
         self._idle_since: float | None = self._started
@@ -154,6 +155,7 @@ class EngineLoop:
             cache_bytes=results.bytes,
             cache_segments=results.segments,
             queries={query: (counts[0], counts[1]) for query, counts in list(self._queries.items())},
+            clients={user: ClientStatus(*service) for user, service in self._clients.items()},
         )
 
     # ---- the engine's thread
@@ -273,7 +275,10 @@ class EngineLoop:
     def _publish(self) -> None:
         self._stats = self._engine.stats()
         now = time.monotonic()
-        if now - self._rate[-1][0] >= RATE_SECONDS / 20:
+        is_due = now - self._rate[-1][0] >= RATE_SECONDS / 20
+        if is_due or not self._engine.has_work():  # clients may be many
+            self._clients = self._engine.clients()
+        if is_due:
             self._rate.append((now, self._stats.tokens))
             while now - self._rate[0][0] > RATE_SECONDS and len(self._rate) > 1:
                 self._rate.popleft()

@@ -181,6 +181,15 @@ def ending(metadata: bytes) -> StreamStop | StreamFailure:
     return StreamStop() if "stop" in found else msgspec.convert(found, StreamFailure)
 
 
+class ClientStatus(msgspec.Struct, frozen=True):
+    """What a client has been given, in weighted tokens, with which weight, and how many of its rows wait and run."""
+
+    service: float
+    weight: float
+    waiting: int
+    running: int
+
+
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What the ``status`` action answers; counters are totals since the engine started.
 
@@ -217,3 +226,4 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     cache_bytes: int = 0
     cache_segments: int = 0
     queries: dict[str, tuple[int, int]] = {}  # query -> (rows received, rows answered)
+    clients: dict[str, ClientStatus] = {}  # those with rows in the engine, by user

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +15,7 @@ from spark_llm.engine.text.batch import Ints
 
 if TYPE_CHECKING:
     from spark_llm.engine.core import EngineStats
+    from spark_llm.engine.scheduling.accounts import Service
 
 
 class Named(Protocol):
@@ -54,6 +55,8 @@ class ServedEngine(Protocol):
     def step(self) -> list[Completion]: ...
 
     def stats(self) -> EngineStats: ...
+
+    def clients(self) -> Mapping[str, Service]: ...
 
 
 class ServedText(Protocol):

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -114,6 +115,9 @@ class FakeEngine:
         for request_id in ids:
             self.cancelled.append(request_id)
             del self.rows[request_id]
+
+    def clients(self) -> dict[str, Any]:
+        return {}
 
     def has_work(self) -> bool:
         return any(self._ready(request) for request in self.rows.values())

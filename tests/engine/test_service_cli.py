@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from spark_llm import __version__, cli
 from spark_llm.engine.service import client
-from spark_llm.engine.service.protocol import EngineStatus
+from spark_llm.engine.service.protocol import ClientStatus, EngineStatus
 
 STATUS = EngineStatus(
     pid=11, owner=7, model="SmolLM2", dtype="float32", uptime=75.0, rows_answered=1200, prompt_tokens=400,
@@ -54,6 +55,12 @@ def test_engines(monkeypatch: pytest.MonkeyPatch) -> None:
         "75",
         "%",
     ]
+    clients = {"pool small": ClientStatus(1200.0, 2.5, 3, 1), "": ClientStatus(7.0, 1.0, 0, 2)}
+    monkeypatch.setattr(client, "list_engines", lambda: [msgspec.structs.replace(STATUS, clients=clients)])
+    lines = [line.split() for line in run("engines")[3:]]
+    assert lines[0] == ["pid", "client", "weight", "service", "waiting", "+", "running"]
+    assert lines[1:] == [["11", "-", "1", "7", "0", "+", "2"], ["11", "pool", "small", "2.5", "1,200", "3", "+", "1"]]
+    monkeypatch.setattr(client, "list_engines", lambda: [STATUS])
     (line,) = run("engines", "--json")
     assert json.loads(line)["tokens_per_second"] == 2100.4
     monkeypatch.setattr(client, "list_engines", list)

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.request import SamplingParams
 from spark_llm.engine.service import process
-from spark_llm.engine.service.client import AnswerStream
+from spark_llm.engine.service.client import AnswerStream, list_engines
 from spark_llm.engine.service.process import ProcessId
 from spark_llm.engine.service.protocol import REQUEST_SCHEMA, EngineStatus, StreamOpen, request_rows
 
@@ -103,6 +104,20 @@ class Engines:
                     if b'"socket":' in command and os.fsencode(self.tmp) in command:
                         found.append(engine)
         return found
+
+    def statuses(self) -> list[EngineStatus]:
+        """The statuses of the engines of this test's model that answer."""
+        return [status for status in list_engines() if status.model == self.model]
+
+    def await_status(self, condition: Callable[[EngineStatus], bool], timeout: float = 60.0) -> EngineStatus:
+        """The status of an engine of this test as soon as ``condition`` holds for it: an engine sends no events."""
+        tick = threading.Event()
+        for _ in range(int(timeout / 0.05)):
+            for status in self.statuses():
+                if condition(status):
+                    return status
+            tick.wait(0.05)
+        raise AssertionError(f"the condition did not come true: {self.statuses()}, {os.listdir(self.tmp)}")
 
     def files(self) -> set[str]:
         """The names of the files that the engines have now."""

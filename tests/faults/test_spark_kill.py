@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import threading
 from typing import Any
 
 import msgspec
 import psutil
 import pytest
 
-from spark_llm.engine.service.client import list_engines
 from spark_llm.engine.service.process import ProcessId
-from spark_llm.engine.service.protocol import EngineStatus
 
 pytestmark = [pytest.mark.faults, pytest.mark.spark]
 Engines = Any  # the fixture of conftest.py
@@ -69,17 +65,17 @@ def test_a_cancelled_query_leaves_the_engine_and_a_killed_driver_ends_it(engines
     assert driver.stdout.readline() == "up\n"
 
     tell(driver, "40")
-    status = wait_for_engine(engines, lambda status: status.streams == 2 and status.waiting + status.running > 20)
+    status = engines.await_status(lambda status: status.streams == 2 and status.waiting + status.running > 20)
     (jvm,) = [child for child in psutil.Process(driver.pid).children() if child.name() == "java"]
     assert status.owner == jvm.pid, "both tasks share the executor's engine"
     assert len(engines.living()) == 1
 
     tell(driver, "cancel")
     assert driver.stdout.readline().strip().endswith(("Exception", "Error"))
-    wait_for_engine(engines, lambda status: (status.streams, status.waiting, status.running) == (0, 0, 0))
+    engines.await_status(lambda status: (status.streams, status.waiting, status.running) == (0, 0, 0))
 
     tell(driver, "40")
-    wait_for_engine(engines, lambda status: status.running > 0)
+    engines.await_status(lambda status: status.running > 0)
     engine, java = engines.process(status), ProcessId.of(jvm.pid)
     driver.send_signal(signal.SIGKILL)
     engines.await_end(java)
@@ -92,14 +88,3 @@ def test_a_cancelled_query_leaves_the_engine_and_a_killed_driver_ends_it(engines
 def tell(driver: Any, line: str) -> None:
     driver.stdin.write(line + "\n")
     driver.stdin.flush()
-
-
-def wait_for_engine(engines: Engines, condition: Any, timeout: float = 60.0) -> EngineStatus:
-    """The status of the test's engine as soon as ``condition`` holds for it."""
-    tick = threading.Event()
-    for _ in range(int(timeout / 0.1)):
-        for status in list_engines():
-            if status.model == engines.model and condition(status):
-                return status
-        tick.wait(0.1)
-    raise AssertionError(f"the condition did not come true: {list_engines()}, {os.listdir(engines.tmp)}")

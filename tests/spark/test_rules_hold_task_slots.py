@@ -76,7 +76,7 @@ KEEPS_OUT = {
     "a LIMIT above": "SELECT llm('p', text) FROM t LIMIT 20",
     "a LIMIT above a filter": "SELECT id FROM t WHERE llm('p', text) LIKE '%1%' LIMIT 20",
     "ORDER BY below": "SELECT llm('p', text) FROM (SELECT * FROM t ORDER BY id)",
-    "SORT BY below": "SELECT llm('p', text) FROM (SELECT * FROM t SORT BY id)",
+    "SORT BY below": "SELECT id, llm('p', text) FROM (SELECT * FROM t SORT BY id DESC)",
     "repartition(3) below": "SELECT llm('p', text) FROM (SELECT /*+ REPARTITION(3) */ * FROM t)",
     "DISTRIBUTE BY below": "SELECT llm('p', text) FROM (SELECT * FROM t DISTRIBUTE BY k)",
     "row numbers above": "SELECT monotonically_increasing_id(), a FROM (SELECT llm('p', text) AS a FROM t)",
