@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,10 +18,10 @@ from spark_llm.engine.constraints.grammar import Grammar
 from spark_llm.engine.constraints.labels import Labels
 from spark_llm.engine.constraints.step import StepChoices
 from spark_llm.engine.cuda import chooser
-from spark_llm.engine.cuda.chooser import Chooser, lay_choices
+from spark_llm.engine.cuda.chooser import Chooser, HostChoices, lay_choices
 from spark_llm.engine.cuda.inputs import Staging
 from spark_llm.engine.cuda.linear import InvariantLinear
-from spark_llm.engine.cuda.ranks import ALONE
+from spark_llm.engine.cuda.ranks import ALONE, Ranks
 from spark_llm.engine.cuda.sampler import Sampler, Sampling
 from spark_llm.engine.request import Completion, Request
 
@@ -158,6 +159,32 @@ def test_masks_and_candidates_leave_what_may_be_drawn(
     assert temperature or int(tokens[0]) == free
     for place_of, found in zip((3, 1), log_probs.tolist(), strict=True):
         assert found == pytest.approx(own[place_of][left[place_of].index(int(tokens[place_of]))], abs=1e-5)
+
+
+def test_ranks_choose_alike_from_what_one_of_them_laid_out(device: str) -> None:
+    """Each has a part of the logits, and gets all; masks and lists come to it with the step."""
+    place = torch.device(device)
+    logits = torch.randn(3, VOCABULARY, generator=torch.Generator().manual_seed(2)).to(place)
+    choices = StepChoices(np.array([1], np.int32), CANDIDATES[:1], np.array([2], np.int32), ())
+    laid = lay_choices(choices, np.array([2, 0, 1]), VOCABULARY)
+    assert laid is not None
+    laid.masks[:] = [0b1010, 0, 0, 0]
+
+    class FakeRanks(Ranks):
+        def whole(self, part: Tensor, vocabulary: int) -> Tensor:
+            assert part.shape[1] < vocabulary
+            return logits.clone()
+
+    def choose(ranks: Ranks, part: Tensor, told: HostChoices) -> list[float]:
+        subject = Chooser(Sampler(place, VOCABULARY, ranks), Staging(1 << 12, place), VOCABULARY, ranks)
+        tokens, log_probs = subject.choose(part, told, None, lambda: None)
+        return [*tokens.tolist(), *log_probs.tolist()]
+
+    alone = choose(ALONE, logits.clone(), laid)
+    told = pickle.loads(pickle.dumps(laid))
+    assert choose(FakeRanks(1, 2), logits[:, : VOCABULARY // 2], told) == alone
+    assert alone[0] in (3, 50), "the plan's second answer is the device's first"
+    assert alone[1] in (1, 3), "its third the device's second"
 
 
 def test_a_product_of_their_own_is_for_few_candidates(device: str) -> None:
