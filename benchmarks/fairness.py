@@ -118,9 +118,8 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=0, help="of each query of routing and processes")
     parser.add_argument("--threads", type=int, default=1, help="of the real engine, or of each process")
     arguments = parser.parse_args(given)
-    parts = arguments.part or (
-        ["papers", "processes"] if arguments.engine == "real" else ["papers", "quantum", "routing"]
-    )
+    usual = ["papers", "processes"] if arguments.engine == "real" else ["papers", "quantum", "routing"]
+    parts = arguments.part or usual
     if unknown := set(parts) - set(PARTS):
         parser.error(f"--part: no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     for part in parts:
@@ -135,9 +134,8 @@ def main(given: Sequence[str] | None = None) -> None:
         out = path_of(part, arguments.engine)
         out.parent.mkdir(exist_ok=True)
         out.write_text(json.dumps(record))
-        print(
-            f"\n{part}\n{REPORT[part](record)}\n\nwritten: {out.relative_to(ROOT)} ({time.perf_counter() - started:.0f} s)"
-        )
+        print(f"\n{part}\n{REPORT[part](record)}\n")
+        print(f"written: {out.relative_to(ROOT)} ({time.perf_counter() - started:.0f} s)")
 
 
 if __name__ == "__main__":

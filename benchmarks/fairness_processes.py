@@ -81,10 +81,10 @@ class Run:
         self.closed = False
         self.share_of: dict[int, int] = {}
         self.sent = 0
-        for number in range(engines):
+        for engine in range(engines):
             # an engine process is one of its spec: the specs differ in what nobody waits for
-            spec = EngineSpec(dtype="float32", threads=threads, kv_cache_memory=KV_MEMORY, idle_timeout=300.0 + number)
-            client, name = connect(spec), f"e{number}"
+            spec = EngineSpec(dtype="float32", threads=threads, kv_cache_memory=KV_MEMORY, idle_timeout=300.0 + engine)
+            client, name = connect(spec), f"e{engine}"
             self.router.engine_added(name)
             for at, query in enumerate(self.queries):
                 header = StreamOpen(
