@@ -62,6 +62,7 @@ def validate_invariants(scheduler: Scheduler) -> None:
         "the free list and the owners disagree"
     )
     _validate_lanes(scheduler)
+    _validate_accounts(scheduler)
 
 
 def _expect_locks(node: Node, locks: dict[int, int]) -> None:
@@ -94,3 +95,15 @@ def _validate_lanes(scheduler: Scheduler) -> None:
             assert ahead >= 0, "a row decodes that lacks tokens"
             assert ahead == 0 or lane in owned, "a row's token is not in flight"
             assert lane in decoding or row.num_computed + 1 == row.limit, "a row that decodes is not planned"
+
+
+def _validate_accounts(scheduler: Scheduler) -> None:
+    """AssertionError if a client's rows are miscounted, or one without rows is kept for longer than steps need it."""
+    users, running = scheduler.accounts.users, len(scheduler.running)
+    for user in users.values():
+        assert user.rows == sum(query.rows for query in user.queries.values()), "a user's rows miscounted"
+        assert user.running == sum(query.running for query in user.queries.values()), "a user's running rows miscounted"
+        assert user.rows or scheduler.in_flight, "a user is kept that has no rows"
+    assert sum(user.rows for user in users.values()) == len(scheduler), "rows without a client"
+    assert sum(user.running for user in users.values()) == running, "running rows without a client"
+    assert len(scheduler.waiting) + running == len(scheduler), "waiting rows miscounted"

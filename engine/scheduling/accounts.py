@@ -8,6 +8,7 @@ in arrays; an account takes in what was charged to it (``collect``) when somebod
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -137,9 +138,8 @@ class Accounts:
         if not query.rows:
             self._idle.append((step, query))
 
-    def sweep(self, oldest: int) -> list[QueryAccount]:
-        """Forget clients without rows that no step from ``oldest`` on is about; returns their queries."""
-        gone = []
+    def sweep(self, oldest: int) -> Iterator[QueryAccount]:
+        """Forget clients without rows that no step from ``oldest`` on is about: their queries, one after the other."""
         while self._idle and self._idle[0][0] < oldest:
             _, query = self._idle.popleft()
             user = query.user
@@ -153,8 +153,7 @@ class Accounts:
                 user.collect()
                 del self.users[user.name]
                 self._leave(user)
-            gone.append(query)
-        return gone
+            yield query
 
     def moved(self, query: QueryAccount, running: int) -> None:
         """So many rows more (below 0: fewer) of the query run."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NoReturn, cast
 
@@ -29,12 +30,23 @@ from spark_llm.engine.cache.manager import CacheManager
 from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.core import Engine
 from spark_llm.engine.invariants import validate_invariants
-from spark_llm.engine.request import Completion, FinishReason, Hints, Request, SamplingParams
+from spark_llm.engine.request import Client, Completion, FinishReason, Hints, Request, SamplingParams
+from spark_llm.engine.scheduling.accounts import Account, QueryAccount, UserAccount
+from spark_llm.engine.scheduling.fair import FairQueue
 from spark_llm.engine.scheduling.plan import StepPlan
 from spark_llm.engine.scheduling.row import Scheduled
-from spark_llm.engine.scheduling.waiting import LongestPrefixFirst
+from spark_llm.engine.scheduling.sharing import Counters, Deficits
+from spark_llm.engine.scheduling.waiting import DepthFirst, FirstComeFirstServed, LongestPrefixFirst, WaitingQueue
 
 _EMPTY = -1
+QUEUES: dict[str, Callable[[int], WaitingQueue]] = {
+    "dlpm": lambda patience: FairQueue(lambda: Deficits(7), lambda: LongestPrefixFirst(patience)),
+    "vtc": lambda patience: FairQueue(Counters, FirstComeFirstServed),
+    "lpm": LongestPrefixFirst,
+    "fcfs": lambda patience: FirstComeFirstServed(),
+    "depth first": lambda patience: DepthFirst(),
+    "dlpm, depth first": lambda patience: FairQueue(lambda: Deficits(40), DepthFirst),
+}
 
 
 def context_hash(tokens: list[int]) -> int:
@@ -189,14 +201,23 @@ class FakeRunner:
 
 
 def build(
-    *, page_size: int, pages: int, batch: int, running: int, patience: int = 2, first_token: int = 100, depth: int = 1
+    *,
+    page_size: int,
+    pages: int,
+    batch: int,
+    running: int,
+    scheduler: str = "lpm",
+    patience: int = 2,
+    first_token: int = 100,
+    depth: int = 1,
 ) -> tuple[Engine, FakeRunner]:
     cache = CacheManager(pages, page_size)
     runner = FakeRunner(cache, page_size, first_token, eos_id=first_token, depth=depth)
     spec = EngineSpec(page_size=page_size, max_batch_tokens=batch, max_running_rows=running, check_invariants=True)
     engine = Engine(spec, cast(Any, runner), cache, cast(Any, None), "float32")
-    engine.scheduler.waiting = LongestPrefixFirst(patience)
-    cache.eviction.follow(engine.scheduler.waiting)
+    queue = QUEUES[scheduler](patience)
+    engine.scheduler.waiting = engine.scheduler.charging.waiting = queue
+    cache.eviction.follow(queue)
     return engine, runner
 
 
@@ -209,6 +230,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.cancelled: set[int] = set()
         self.answers: dict[int, Completion] = {}
         self.streams: set[int] = set()
+        self.accounts: dict[Account, None] = {}
 
     @initialize(
         page_size=st.sampled_from([1, 1, 2, 4, 16]),
@@ -217,11 +239,21 @@ class EngineMachine(RuleBasedStateMachine):
         running=st.integers(1, 6),
         first_token=st.sampled_from([0, 100]),
         depth=st.sampled_from([1, 2, 2]),
+        scheduler=st.sampled_from(sorted(QUEUES)),
     )
-    def start(self, page_size: int, pages: int, batch: int, running: int, first_token: int, depth: int) -> None:
+    def start(
+        self, page_size: int, pages: int, batch: int, running: int, first_token: int, depth: int, scheduler: str
+    ) -> None:
         pages = max(2, -(-pages // page_size) + 1)
+        self.scheduler = scheduler
         self.engine, self.runner = build(
-            page_size=page_size, pages=pages, batch=batch, running=running, first_token=first_token, depth=depth
+            page_size=page_size,
+            pages=pages,
+            batch=batch,
+            running=running,
+            scheduler=scheduler,
+            first_token=first_token,
+            depth=depth,
         )
         self.batch, self.most_running = batch, running
         self.room = pages * page_size
@@ -243,6 +275,7 @@ class EngineMachine(RuleBasedStateMachine):
             st.integers(0, 2),
             st.integers(0, 20),
         ),
+        client=st.builds(Client, st.sampled_from("xxyz"), st.sampled_from("ppq"), st.sampled_from([1.0, 1.0, 2.5])),
     )
     def add(
         self,
@@ -254,6 +287,7 @@ class EngineMachine(RuleBasedStateMachine):
         ignore_eos: bool,
         stops: int,
         hints: Hints | None,
+        client: Client,
     ) -> None:
         if like is not None and self.requests:
             other = self.requests[like[0] % len(self.requests)].prompt.tolist()
@@ -265,6 +299,7 @@ class EngineMachine(RuleBasedStateMachine):
             params=SamplingParams(max_tokens=min(max_tokens, self.room - len(prompt)), ignore_eos=ignore_eos),
             reuse=reuse > 0,
             hints=hints,
+            client=client,
         )
         if request.params.max_tokens < 1:
             return
@@ -338,7 +373,10 @@ class EngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self, "engine"))
     @invariant()
     def sound(self) -> None:
-        validate_invariants(self.engine.scheduler)
+        scheduler = self.engine.scheduler
+        validate_invariants(scheduler)
+        for user in scheduler.accounts.users.values():
+            self.accounts.update(dict.fromkeys([user, *user.queries.values()]))
 
     def teardown(self) -> None:
         """Every row that is left gets its answer; then nothing is held."""
@@ -375,7 +413,9 @@ class EngineMachine(RuleBasedStateMachine):
             assert stats.wasted_tokens >= wasted
         parts = stats.prefill_tokens, stats.decode_tokens, stats.repeated_tokens, stats.wasted_tokens
         assert sum(parts) == stats.tokens, "tokens went through the model that no counter shows"
+        self.check_charges()
         scheduler = self.engine.scheduler
+        assert not scheduler.accounts.users
         assert not scheduler.running
         assert not scheduler.in_flight
         assert not len(scheduler.waiting)
@@ -384,7 +424,18 @@ class EngineMachine(RuleBasedStateMachine):
         scheduler.cache.clear()
         assert scheduler.cache.pool.free == scheduler.cache.pool.total
 
+    def check_charges(self) -> None:
+        """What was charged is what was settled; and where all rows were answered, what the answers show."""
+        settled = self.engine.scheduler.charging.settled
+        for kind in (UserAccount, QueryAccount):
+            charged = sum(account.service for account in self.accounts if isinstance(account, kind))
+            assert charged == settled, "charges are lost"
+        done = self.answers.values()
+        if not self.cancelled and all(c.finish_reason is not FinishReason.ERROR for c in done):
+            prompts = sum(c.prompt_tokens if self.scheduler == "vtc" else c.computed_tokens for c in done)
+            assert settled == prompts + 2 * sum(len(c.output) for c in done)
+
 
 def test_engine_machine(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "spark_llm")
-    run_state_machine_as_test(EngineMachine, settings=settings(max_examples=400, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(EngineMachine, settings=settings(max_examples=150, stateful_step_count=40, deadline=None))
