@@ -6,12 +6,15 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spark_llm import config
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+_POOLS = "spark.scheduler.allocation.file"  # the pools of the fair scheduler
 
 
 def enable(spark: SparkSession, **options: Any) -> SparkSession:
@@ -45,7 +48,7 @@ def session(
     **options: Any,
 ) -> SparkSession:
     """A Spark session with llm() enabled: workers run this Python, Arrow is on, a local Spark has as many shuffle
-    partitions as cores, and queries share the engines fairly.
+    partitions as cores, and queries share the task slots and the engines fairly.
 
     ``conf`` holds further Spark settings and wins over these; ``options`` are as in ``enable()``, but hold for all
     sessions of the application. A session that is already running is returned as ``getOrCreate()`` does.
@@ -57,6 +60,8 @@ def session(
         "spark.scheduler.mode": "FAIR",
         "spark.ui.showConsoleProgress": "false",  # it would write over llm()'s own progress line
     }
+    if not _has_pools():
+        settings[_POOLS] = Path(__file__).with_name("fairscheduler.xml").as_uri()
     if master.startswith("local"):
         # Without this, Spark looks the host's name up, which fails on many laptops and in containers.
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
@@ -77,6 +82,21 @@ def _use_own_python(spark: SparkSession) -> None:
     told = "PYSPARK_PYTHON" in os.environ or context.getConf().contains("spark.pyspark.python")
     if context.master.startswith("local") and not told:
         context.pythonExec = sys.executable
+
+
+def _has_pools() -> bool:
+    """Has the user a file with the pools of the fair scheduler: in Spark's configuration folder, or named in it or to
+    spark-submit?"""
+    from pyspark import SparkConf, SparkContext
+
+    folder = Path(os.environ.get("SPARK_CONF_DIR") or Path(os.environ.get("SPARK_HOME", ""), "conf"))
+    if (folder / "fairscheduler.xml").exists():
+        return True
+    if "PYSPARK_GATEWAY_PORT" in os.environ:  # the JVM of spark-submit runs already, and knows its settings
+        SparkContext._ensure_initialized()
+        return bool(SparkConf().contains(_POOLS))
+    defaults = folder / "spark-defaults.conf"
+    return defaults.exists() and _POOLS in defaults.read_text("utf-8")
 
 
 def _local_cores(master: str) -> int:
