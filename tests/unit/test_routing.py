@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -106,6 +107,8 @@ class TestWhereGroupsGo:
     def test_without_an_engine_there_is_nothing_to_say(self) -> None:
         with pytest.raises(LookupError):
             Router().dispatch(group())
+        with pytest.raises(ValueError, match="a weight of 0"):
+            router(2).dispatch(msgspec.structs.replace(group(), weight=0.0))
         with pytest.raises(ValueError, match="no policy"):
             Router("random")
         with pytest.raises(ValueError, match="is known"):

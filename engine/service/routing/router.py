@@ -5,6 +5,7 @@ Pure bookkeeping: no sockets, no threads (whoever shares it between threads lock
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -114,9 +115,14 @@ class Router:
         ]
 
     def dispatch(self, group: PrefixGroup) -> list[Share]:
-        """Where the group's rows go: the first rows to the first share. LookupError: there is no engine."""
+        """Where the group's rows go: the first rows to the first share.
+
+        LookupError: there is no engine. ValueError: the weight is not a number above 0.
+        """
         if not self._engines:
             raise LookupError("no engine")
+        if not 0 < group.weight < math.inf:
+            raise ValueError(f"a weight of {group.weight}")
         if group.rows < 1:
             return []
         if len(self._engines) == 1:
