@@ -10,6 +10,7 @@ import re
 
 import fairness
 import fairness_sim
+import fairness_spark
 from cpu_engine import ROOT
 from write_performance import with_block
 
@@ -18,6 +19,7 @@ REPORTS = {
     **{fairness.path_of(part, "sim").stem: fairness.REPORT[part] for part in fairness.PARTS},
     fairness.path_of("papers", "real").stem: fairness.REPORT["papers"],
     fairness_sim.OUT.stem: fairness_sim.report,
+    fairness_spark.OUT.stem: fairness_spark.report,
 }
 
 
