@@ -78,13 +78,14 @@ class Bench:
         runner = InheritableThread(target=lambda: times.extend(self._small(small) for _ in range(self._turns)))
         runner.start()
         runner.join(PATIENCE)
+        is_late = runner.is_alive()
         done = self._answered() / self._rows
         for group in ("backfill", "small"):
             self.spark.sparkContext.cancelJobGroup(group)
         backfill.join()
         runner.join()
         self._await(lambda: not any(status.streams for status in list_engines()))
-        return Case(scheduler, held, alone, statistics.median(times) if len(times) == self._turns else None, done)
+        return Case(scheduler, held, alone, None if is_late else statistics.median(times), done)
 
     def _session(self, settings: dict[str, str]) -> SparkSession:
         session = self.spark.newSession()
