@@ -49,7 +49,7 @@ def engines(
             f"{status.rows_answered:,}",
             f"{status.tokens_per_second:,.0f}",
             f"{100 * status.cached_tokens / prompt:.0f} %",
-            f"{100 * (1 - status.free_pages / max(1, status.total_pages)):.0f} %",
+            f"{100 * (1 - status.free_pages / status.total_pages):.0f} %" if status.total_pages else "-",
         ]
 
     head = ["pid", "owner", "model", "dtype", "up", "streams", "waiting + running"]

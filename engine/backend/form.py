@@ -62,12 +62,12 @@ class AnswerFormat:
         if not isinstance(found, dict) or _PROPERTY not in found:
             raise WrongAnswer(f"the answer has no {_PROPERTY!r}")
         answer = found[_PROPERTY]
-        if self._choices and answer not in self._choices:
-            raise WrongAnswer("the answer is none of the choices")
         if self.kind == "JSON schema":
             return msgspec.json.encode(answer).decode()
         if not isinstance(answer, str):
             raise WrongAnswer("the answer is no text")
+        if self._choices and answer not in self._choices:
+            raise WrongAnswer("the answer is none of the choices")
         return answer
 
     def _schema(self, constraint: Constraint) -> dict[str, Any]:
