@@ -26,13 +26,14 @@ def answers(session: SparkSession) -> dict[int, str]:
 
 
 def test_engines_of_an_executor_answer_as_one(session: SparkSession) -> None:
+    owner = session.sparkContext._jvm.java.lang.ProcessHandle.current().pid()
     before = {engine.pid for engine in list_engines()}
     expected = answers(session)
     assert len(expected) == ROWS
     coordination = install(session).coordination
     session.conf.set("spark.llm.engine.perExecutor", "2")
     assert answers(session) == expected
-    engines = [engine for engine in list_engines() if engine.pid not in before]
+    engines = [engine for engine in list_engines() if engine.owner == owner and engine.pid not in before]
     assert len(engines) == 2
     assert all(engine.rows_answered and not engine.address for engine in engines), "both answer, none listens"
     assert coordination.server is None
