@@ -1,8 +1,9 @@
-"""What scheduling and cache work cost: a step when 100, 10,000 or 100,000 rows wait, and a row of a large batch.
+"""What scheduling and cache work cost: a step when 100, 10,000 or 100,000 rows of 1 or 1,000 clients wait, and a row of a
+large batch.
 
 No model runs.
 
-    .venv/bin/python benchmarks/scheduler_scale.py
+    .venv/bin/python benchmarks/scheduler_scale.py [--scheduler dlpm] [--clients 1 1000] [--waiting 1000000]
 
 Rows that are done are replaced, so the number that wait stays. Two passes over the same rows: one is timed, one
 counts operations (calls of Python and C functions), which no other load on the machine can change.
@@ -28,11 +29,12 @@ import numpy as np
 from machine import Machine, this_machine
 
 from spark_llm.engine.cache.manager import CacheManager
-from spark_llm.engine.request import Request, SamplingParams
+from spark_llm.engine.request import Client, Request, SamplingParams
+from spark_llm.engine.scheduling.policies import waiting_queue
 from spark_llm.engine.scheduling.scheduler import Scheduler
-from spark_llm.engine.scheduling.waiting import LongestPrefixFirst
 
 WAITING = (100, 10_000, 100_000)
+CLIENTS = (1, 1000)
 SHARED, OWN, GROUP, OUTPUT = 96, 32, 8, 4  # tokens and rows; short, so that 100,000 rows fit in memory
 PAGES = 16_384  # small enough that steps evict, too
 WARM_STEPS, STEPS = 50, 200
@@ -44,9 +46,12 @@ OUT = Path(__file__).resolve().parent.parent / "artifacts" / "scheduler_scale.js
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one number of waiting rows. Microseconds are medians; operations are sums over all steps, per unit."""
+    """Of one number of waiting rows, of so many clients. Microseconds are medians; operations are sums over all steps,
+    per unit.
+    """
 
     waiting: int
+    clients: int
     add_microseconds: float
     step_microseconds: float
     tokens_a_step: float
@@ -58,15 +63,16 @@ class Cost:
 class Queue:
     """A scheduler in which ``waiting`` rows always wait, and a stand-in for the model that emits one token a row."""
 
-    def __init__(self, waiting: int) -> None:
+    def __init__(self, waiting: int, scheduler: str, clients: int) -> None:
         self.rng = np.random.default_rng(waiting)
         self.waiting = waiting
         self.sent = 0
         self.shared = np.empty(0, np.int32)
         self.params = SamplingParams(max_tokens=OUTPUT, ignore_eos=True)
         self.scheduler = Scheduler(
-            CacheManager(PAGES, 1), LongestPrefixFirst(), max_batch_tokens=1024, max_running_rows=256
+            CacheManager(PAGES, 1), waiting_queue(scheduler, 1024), max_batch_tokens=1024, max_running_rows=256
         )
+        self.clients = [Client(f"user {client}") for client in range(clients)]
 
     def fill(self) -> int:
         """Add rows until enough wait; how many were added."""
@@ -75,7 +81,8 @@ class Queue:
             if self.sent % GROUP == 0:
                 self.shared = self.rng.integers(0, 49_152, SHARED, dtype=np.int32)
             prompt = np.concatenate([self.shared, self.rng.integers(0, 49_152, OWN, dtype=np.int32)])
-            self.scheduler.add(Request(self.sent, prompt, self.params))
+            client = self.clients[self.sent // GROUP % len(self.clients)]
+            self.scheduler.add(Request(self.sent, prompt, self.params, client))
             self.sent += 1
         return self.sent - before
 
@@ -102,9 +109,9 @@ def operations(call: Callable[[], Any]) -> tuple[int, Any]:
     return count, result
 
 
-def measure(waiting: int, steps: int = STEPS) -> Cost:
-    """The cost of steps with ``waiting`` rows waiting."""
-    queue = Queue(waiting)
+def measure(waiting: int, scheduler: str = "dlpm", clients: int = 1, steps: int = STEPS) -> Cost:
+    """The cost of steps with ``waiting`` rows of ``clients`` waiting."""
+    queue = Queue(waiting, scheduler, clients)
     started = time.perf_counter()
     added = queue.fill()
     add_seconds = (time.perf_counter() - started) / added
@@ -125,6 +132,7 @@ def measure(waiting: int, steps: int = STEPS) -> Cost:
         queue.fill()
     return Cost(
         waiting=waiting,
+        clients=clients,
         add_microseconds=add_seconds * 1e6,
         step_microseconds=statistics.median(seconds) * 1e6,
         tokens_a_step=tokens / steps,
@@ -144,14 +152,14 @@ class BatchCost:
     decoded_microseconds: float
 
 
-def measure_batch(page_size: int) -> BatchCost:
+def measure_batch(page_size: int, scheduler: str = "dlpm") -> BatchCost:
     """Best of several passes of the large batch; decoding is measured with longer answers."""
-    seconds = min(_run_batch(page_size, BATCH_OUTPUT)[0] for _ in range(PASSES))
-    decoding = min(_run_batch(page_size, LONG_OUTPUT)[1] for _ in range(PASSES))
+    seconds = min(_run_batch(page_size, BATCH_OUTPUT, scheduler)[0] for _ in range(PASSES))
+    decoding = min(_run_batch(page_size, LONG_OUTPUT, scheduler)[1] for _ in range(PASSES))
     return BatchCost(page_size, seconds, 1e6 * seconds / BATCH_ROWS, 1e6 * decoding)
 
 
-def _run_batch(page_size: int, output: int) -> tuple[float, float]:
+def _run_batch(page_size: int, output: int, scheduler_name: str) -> tuple[float, float]:
     """Processor seconds of the batch, and of a row in those steps that decode every row and end none."""
     rng = np.random.default_rng(0)
     prefixes = rng.integers(0, 49_152, (BATCH_PREFIXES, BATCH_SHARED), dtype=np.int32)
@@ -162,7 +170,7 @@ def _run_batch(page_size: int, output: int) -> tuple[float, float]:
     pages = BATCH_ROWS * -(-(BATCH_OWN + output + page_size) // page_size) + prefixes.size // page_size
     scheduler = Scheduler(
         CacheManager(pages, page_size),
-        LongestPrefixFirst(),
+        waiting_queue(scheduler_name, BATCH_TOKENS),
         max_batch_tokens=BATCH_TOKENS,
         max_running_rows=BATCH_ROWS,
     )
@@ -188,15 +196,16 @@ def report(record: dict[str, Any]) -> str:
     costs = [Cost(**cost) for cost in record["costs"]]
     lines = [
         f"{Machine(**record['machine'])}",
+        f"scheduler: {record['scheduler']}",
         "",
-        "   waiting  us/add  us/step  tokens/step  admitted/step  calls/step  calls/row  calls against the first",
+        "   waiting  clients  us/add  us/step  tokens/step  admitted/step  calls/step  calls/row  against the first",
     ]
     for cost in costs:
         against = cost.operations_a_scheduled_row / costs[0].operations_a_scheduled_row
         lines.append(
-            f"{cost.waiting:>10,}  {cost.add_microseconds:>6.1f}  {cost.step_microseconds:>7,.0f}"
+            f"{cost.waiting:>10,}  {cost.clients:>7,}  {cost.add_microseconds:>6.1f}  {cost.step_microseconds:>7,.0f}"
             f"  {cost.tokens_a_step:>11,.0f}  {cost.admitted_a_step:>13.1f}  {cost.operations_a_step:>10,.0f}"
-            f"  {cost.operations_a_scheduled_row:>9.1f}  {against:>23.3f}"
+            f"  {cost.operations_a_scheduled_row:>9.1f}  {against:>17.3f}"
         )
     lines += ["", "page size  seconds  us/row  us/decoded row and step"]
     for batch in (BatchCost(**cost) for cost in record["batches"]):
@@ -210,13 +219,21 @@ def report(record: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--waiting", type=int, nargs="*", default=WAITING)
+    parser.add_argument("--scheduler", choices=("dlpm", "vtc", "lpm", "fcfs"), default="dlpm")
+    parser.add_argument("--clients", type=int, nargs="*", default=CLIENTS)
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     machine = asdict(this_machine())
     record = {
         "machine": machine,
-        "costs": [asdict(measure(waiting)) for waiting in arguments.waiting],
-        "batches": [asdict(measure_batch(page_size)) for page_size in (1, 16)],
+        "scheduler": arguments.scheduler,
+        "costs": [
+            asdict(measure(waiting, arguments.scheduler, clients))
+            for clients in arguments.clients
+            for waiting in arguments.waiting
+            if clients <= waiting
+        ],
+        "batches": [asdict(measure_batch(page_size, arguments.scheduler)) for page_size in (1, 16)],
     }
     print(report(record))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

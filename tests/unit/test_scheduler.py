@@ -10,19 +10,21 @@ import pytest
 
 from spark_llm.engine.cache.manager import CacheManager
 from spark_llm.engine.invariants import validate_invariants
-from spark_llm.engine.request import Completion, FinishReason, Request, SamplingParams
+from spark_llm.engine.request import Client, Completion, FinishReason, Request, SamplingParams
 from spark_llm.engine.scheduling.plan import StepPlan
+from spark_llm.engine.scheduling.policies import waiting_queue
 from spark_llm.engine.scheduling.row import Row
 from spark_llm.engine.scheduling.scheduler import Scheduler
-from spark_llm.engine.scheduling.waiting import LongestPrefixFirst
+from spark_llm.engine.scheduling.waiting import LongestPrefixFirst, WaitingQueue
 
 NO_EOS: frozenset[int] = frozenset()
 
 
-def scheduler(pages: int, *, batch: int = 64, page_size: int = 1, running: int = 8) -> Scheduler:
-    return Scheduler(
-        CacheManager(pages, page_size), LongestPrefixFirst(), max_batch_tokens=batch, max_running_rows=running
-    )
+def scheduler(
+    pages: int, *, batch: int = 64, page_size: int = 1, running: int = 8, queue: WaitingQueue | None = None
+) -> Scheduler:
+    queue = LongestPrefixFirst() if queue is None else queue
+    return Scheduler(CacheManager(pages, page_size), queue, max_batch_tokens=batch, max_running_rows=running)
 
 
 def request(id_: int, prompt: list[int], max_tokens: int = 1, *, reuse: bool = True) -> Request:
@@ -236,6 +238,14 @@ def test_the_cost_of_a_step_does_not_grow_with_what_waits(kind: str) -> None:
     assert many["comparisons"] <= 2.5 * few["comparisons"], (few, many)  # log2(100,000) / log2(1,000) = 1.7
 
 
+@pytest.mark.parametrize("name", ["dlpm", "vtc"])
+def test_the_cost_of_a_step_does_not_grow_with_the_clients(name: str) -> None:
+    """The same with 10 and with 2,000 clients, each of which has rows waiting, and may pay for two at a time."""
+    few, many = (_cost_of_steps(8_000, "shared", name=name, clients=clients) for clients in (10, 2_000))
+    assert many["lines"] <= 1.7 * few["lines"], (few, many)
+    assert many["comparisons"] <= 3.4 * few["comparisons"], (few, many)  # log2(2,000) / log2(10) = 3.3
+
+
 class CountingKey(bytes):
     """A sort key that counts how often it is compared."""
 
@@ -252,8 +262,10 @@ class CountingKey(bytes):
     __hash__ = bytes.__hash__
 
 
-def _cost_of_steps(waiting: int, kind: str, steps: int = 20) -> dict[str, float]:
-    s = scheduler(600, batch=64, running=16)
+def _cost_of_steps(
+    waiting: int, kind: str, steps: int = 20, *, name: str = "lpm", clients: int = 1
+) -> dict[str, float]:
+    s = scheduler(600, batch=64, running=16, queue=waiting_queue(name, 20.0))
     random = np.random.default_rng(0)
     push: Callable[[Row], None] = s.waiting.push
 
@@ -265,7 +277,9 @@ def _cost_of_steps(waiting: int, kind: str, steps: int = 20) -> dict[str, float]
     for id_ in range(waiting):
         group = id_ % (waiting // 8) if kind == "shared" else id_
         prompt = [group // 256, group % 256, *range(8), *random.integers(0, 50, 4).tolist()]
-        s.add(request(id_, prompt, max_tokens=2))
+        asked = request(id_, prompt, max_tokens=2)
+        asked.client = Client(f"user {id_ * clients // waiting}")
+        s.add(asked)
     for _ in range(3):
         commit(s, s.plan())
     lines = 0
