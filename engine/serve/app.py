@@ -76,14 +76,14 @@ class Server:
         ]
         prompt = await asyncio.to_thread(self._answers.text.encode_conversation, turns)
         room = max(1, self._answers.context_length - len(prompt))
-        rows = self._rows(asked, [prompt], asked.most_tokens or room)
+        rows = await asyncio.to_thread(self._rows, asked, [prompt], asked.most_tokens or room)
         return await self._respond(request, asked, rows, client, ChatWords(self._names[0]))
 
     async def _completions(self, request: Request) -> Response:
         client = self._client(request)
         asked = parse(await read_body(request), CompletionRequest)
         prompts = [await asyncio.to_thread(self._ids, prompt) for prompt in asked.prompts]
-        rows = self._rows(asked, prompts, asked.most_tokens or 16)
+        rows = await asyncio.to_thread(self._rows, asked, prompts, asked.most_tokens or 16)
         return await self._respond(request, asked, rows, client, CompletionWords(self._names[0]))
 
     async def _models(self, request: Request) -> Response:

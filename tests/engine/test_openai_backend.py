@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -462,3 +464,11 @@ def test_completions_without_usage_are_estimated() -> None:
     request = Request(1, pack(b"12345678"), SamplingParams())
     done: Completion = _completion(request, Reply([Choice(Message("ok"), "stop")]))
     assert (done.prompt_tokens, done.computed_tokens, done.num_output) == (2, 2, 1)
+
+
+def test_the_gateway_loads_no_torch() -> None:
+    modules = "spark_llm.engine.backend.engine, spark_llm.engine.service.server, spark_llm.engine.service.main"
+    heavy = "{'torch', 'pyspark', 'transformers', 'starlette'} & sys.modules.keys()"
+    code = f"import sys, {modules}; print(sorted({heavy}))"
+    found = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
