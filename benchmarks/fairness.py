@@ -80,7 +80,7 @@ def measure_quantum(arguments: argparse.Namespace) -> dict[str, Any]:
     cost, seconds = fitted(), arguments.seconds or SECONDS["sim"]
     outcomes, quanta = [], []
     for experiment in EXPERIMENTS:
-        if experiment.name not in fairness_report.PREFIX_HEAVY:
+        if experiment.name not in (*fairness_report.PREFIX_HEAVY, "27 clients"):
             continue
         for scheduler, quantum in (("vtc", 0), *(("dlpm", quantum) for quantum in QUANTA), ("lpm", 0)):
             shape = Shape(**asdict(SHAPE) | {"quantum": quantum or SHAPE.quantum})

@@ -79,8 +79,3 @@ def percentile(values: Sequence[float], share: float) -> float | None:
 def dlpm_bound(longest_prompt: int, pool_tokens: int, quantum: float) -> float:
     """``2 (U + Q)``, U the longest prompt and, at its weight, an answer token for all that the pool holds."""
     return 2 * (longest_prompt + 2.0 * pool_tokens + quantum)
-
-
-def vtc_bound(longest_prompt: int, pool_tokens: int) -> float:
-    """``2 max(w_p L, w_q M)``."""
-    return 2 * max(longest_prompt, 2.0 * pool_tokens)
