@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from spark_llm.engine.config import EngineSpec
-from spark_llm.engine.service.protocol import WindowRequest
+from spark_llm.engine.service.protocol import WindowRequest, learn
 from spark_llm.engine.service.routing import PrefixGroup
 
 MAX_LINE = 16 << 20
@@ -202,6 +202,9 @@ FromEngine = Register | Beat
 ToEngine = Registered
 FromTask = Subscribe | Dispatch | Finished | Lost | WindowAsk
 ToTask = EngineList | Dispatched | Gone | Granted | Stopped
+
+
+learn(Join, Joined, Hello, FromEngine, ToEngine, FromTask, ToTask)
 
 
 def line(message: msgspec.Struct) -> bytes:

@@ -19,6 +19,7 @@ from typing import TypeVar
 import msgspec
 
 from spark_llm.engine.service.process import ProcessId
+from spark_llm.engine.service.protocol import learn
 from spark_llm.errors import LlmError
 
 SOCKET_PATH_LIMIT = 107  # bytes: sun_path of unix(7) without its final NUL
@@ -50,6 +51,9 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
     def error(self) -> LlmError:
         return LlmError(self.condition, **self.parameters)
+
+
+learn(EngineState, Failure)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ dictionary, so build each window's from the segments of that window.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -227,3 +228,13 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     cache_segments: int = 0
     queries: dict[str, tuple[int, int]] = {}  # query -> (rows received, rows answered)
     clients: dict[str, ClientStatus] = {}  # those with rows in the engine, by user
+
+
+def learn(*kinds: Any) -> None:
+    """Lets msgspec learn how to decode ``kinds``. It does so at the first message otherwise, and two threads that get
+    theirs at the same time crash the process (a NULL pointer in msgspec 0.22), so modules do it on import."""
+    for kind in kinds:
+        msgspec.json.Decoder(kind)
+
+
+learn(StreamOpen, WindowRequest, WindowGrant, StreamFailure, EngineStatus)
