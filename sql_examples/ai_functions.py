@@ -13,7 +13,7 @@ FROM (
   SELECT quote,
          ai_analyze_sentiment(quote, confidence => true) AS sentiment,
          llm('What does the review praise, and what does it criticise?', quote,
-             returns => 'STRUCT<praised: STRING, criticised: STRING>', failOnError => false).result AS said
+             returns => 'STRUCT<praised: VARCHAR(60), criticised: VARCHAR(60)>', failOnError => false).result AS said
   FROM some_reviews
   WHERE llm_prompt('about acting', quote)
 )
