@@ -131,6 +131,8 @@ class Server:
 
     def _client(self, request: Request) -> str:
         """Who asks. Raises ApiError."""
+        if not self._keys.reached_as(request.headers.get("host", "")):
+            raise ApiError(403, "Without API keys the server answers to 127.0.0.1 and localhost only")
         holder = self._keys.holder(request.headers.get("authorization", ""))
         if holder is None:
             raise ApiError(401, "Incorrect API key provided", code="invalid_api_key")

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import ipaddress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from spark_llm.errors import LlmError
 
@@ -48,6 +49,11 @@ class ApiKeys:
         # all are compared, each in constant time: how long it takes tells nothing
         found = [name for digest, name in self._names.items() if hmac.compare_digest(digest, shown)]
         return found[0] if found and scheme.lower() == "bearer" else None
+
+    def reached_as(self, host: str) -> bool:
+        """May a request's ``Host`` be this? Without keys only a name of this host: a page whose own name was made to
+        point here (DNS rebinding) is not to use the model through its reader's browser."""
+        return self._names is not None or _is_loopback(urlsplit(f"//{host}").hostname or "")
 
     def check_host(self, host: str) -> None:
         """Raises LLM_SERVE_NEEDS_KEY where others than this host's users could come in without a key."""

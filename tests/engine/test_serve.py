@@ -72,7 +72,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     seen: list[Request] = []
     add = engine.add
     engine.add = lambda request: (seen.append(request), add(request))[1]  # type: ignore[method-assign, func-returns-value]
-    loop = EngineLoop(engine, lambda error: None)
+    fatal: list[BaseException] = []
+    loop = EngineLoop(engine, fatal.append)
     loop.start()
     answers = Answers(loop, engine.text, engine.context_length)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -83,6 +84,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     yield Served(engine, loop, listener.getsockname()[1], seen)
     server.should_exit = True
     thread.join(10)
+    assert not fatal
 
 
 def direct(served: Served, prompt: Any, max_tokens: int) -> str:
@@ -287,6 +289,14 @@ def test_a_server_that_others_reach_needs_keys(tmp_path: Path) -> None:
     assert "LLM_SERVE_NEEDS_KEY" in result.output
     for host in ("127.0.0.1", "::1", "localhost"):
         ApiKeys(None).check_host(host)
+    for host, may in (
+        ("localhost:80", True),
+        ("[::1]:8000", True),
+        ("127.0.0.1", True),
+        ("a.test:80", False),
+        ("", False),
+    ):
+        assert ApiKeys(None).reached_as(host) is may
     empty, short = tmp_path / "empty", tmp_path / "short"
     empty.write_text("# nobody\n")
     short.write_text("abc\n")
