@@ -54,13 +54,14 @@ class DemoModel:
         from spark_llm.engine.config import EngineSpec
         from spark_llm.engine.loading import load_engine
 
+        self.threads = threads
         spec = EngineSpec(dtype="float32", threads=threads, kv_cache_memory=1 << 30)
         self.engine = load_engine(spec, text=False)
         if self.engine.scheduler.cache.pool.total < SHAPE.pages:
             raise RuntimeError(f"the K/V pool has {self.engine.scheduler.cache.pool.total} pages, not {SHAPE.pages}")
 
     def clock(self) -> Clock:
-        return Real(lambda plan: self.engine.runner.launch(plan).tokens())
+        return Real(lambda plan: self.engine.runner.launch(plan).tokens(), self.threads)
 
 
 def measure_papers(arguments: argparse.Namespace) -> dict[str, Any]:
