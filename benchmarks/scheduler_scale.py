@@ -1,5 +1,5 @@
-"""What scheduling and cache work cost: a step when 100, 10,000 or 100,000 rows of 1 or 1,000 clients wait, and a row of a
-large batch.
+"""What scheduling and cache work cost: a step when 100, 10,000 or 100,000 rows of 1 or 1,000 clients wait, and a row of
+a large batch.
 
 No model runs.
 

@@ -25,6 +25,8 @@ class FairQueue:
     rows of one query.
     """
 
+    shares = True
+
     def __init__(self, sharing: Callable[[], Sharing], order: Callable[[], Order]) -> None:
         self._new_sharing = sharing
         self._new_order = order

@@ -18,6 +18,7 @@ from spark_llm.engine.scheduling.charging import Charging
 from spark_llm.engine.scheduling.decoding import DecodeReserve
 from spark_llm.engine.scheduling.finishing import Finishing
 from spark_llm.engine.scheduling.lanes import Floats, Ints, Lanes
+from spark_llm.engine.scheduling.making_way import PATIENCE, row_that_makes_way
 from spark_llm.engine.scheduling.plan import NO_LANES, StepPlan
 from spark_llm.engine.scheduling.reserving import Reserving
 from spark_llm.engine.scheduling.row import Row, Scheduled
@@ -56,6 +57,7 @@ class Scheduler:
         self._finishing = Finishing(cache, self.lanes)
         self.accounts = Accounts()
         self.charging = Charging(self.accounts, waiting)
+        self._admitted_at = 0  # step
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -108,7 +110,9 @@ class Scheduler:
         plan = StepPlan(self.step, self.lanes)
         if self.in_flight and (self._suspects or self._drains):
             return plan
-        self._drains = False
+        self._drains = self.waiting.shares and self.step - self._admitted_at > PATIENCE and not self._make_way()
+        if self._drains:
+            return plan
         decode = NO_LANES
         if self._suspects:  # alone, so that one bad row cannot take others down twice
             self._plan_alone(plan, next(iter(self._suspects.values())))
@@ -235,8 +239,24 @@ class Scheduler:
                     self.preempt(next(reversed(self._running)))  # be it this one
         return budget
 
+    def _make_way(self) -> bool:
+        """Preempt a row for a client that is kept out; False: steps in flight must end first."""
+        candidate = self.waiting.peek()
+        row = None
+        if candidate is not None:
+            row = row_that_makes_way(candidate, reversed(self._running), self.accounts.users.values())
+        if row is None:
+            self._admitted_at = self.step
+            return True
+        if self.in_flight:
+            return False
+        self.preempt(row)
+        return True
+
     def _plan_waiting(self, plan: StepPlan, budget: int) -> None:
         ahead = -1
+        if budget <= 0 or not len(self.waiting):
+            self._admitted_at = self.step  # nobody is kept out by rows that run
         while budget > 0 and self.lanes.free and not self._drains:
             candidate = self.waiting.peek()
             if candidate is None:
@@ -249,6 +269,7 @@ class Scheduler:
             plan.rows.append(scheduled)
             budget -= scheduled.count
             ahead += self._decoding.ahead_of(candidate)
+            self._admitted_at = self.step
 
     def _reserve(self, row: Row, step: int, budget: int) -> Scheduled | None:
         """A running row's next chunk; None: there are too few pages."""

@@ -23,7 +23,9 @@ _STRIDE = 8  # admissions between two rows that are taken because they are old
 
 
 class WaitingQueue(Upcoming, Protocol):
-    """Which waiting row is admitted next, and, for eviction, which later."""
+    """Which waiting row is admitted next, and, for eviction, which later. shares: it tells clients apart."""
+
+    shares: bool
 
     def __len__(self) -> int: ...
 
@@ -54,6 +56,8 @@ class WaitingQueue(Upcoming, Protocol):
 
 class Order:
     """What orders have in common: an index in prefix order, and rows that return, which go first."""
+
+    shares = False
 
     def __init__(self) -> None:
         self._rows: SortedKeyList[Row] = SortedKeyList(key=prefix_order)
@@ -143,7 +147,7 @@ class FirstComeFirstServed(Order):
 
 
 class DepthFirst(Order):
-    """Walks the prompts' radix tree depth first, again and again; rows that come behind the walk wait for its next lap."""
+    """Walks the prompts' radix tree depth first, again and again; who comes behind the walk waits for its next lap."""
 
     def __init__(self) -> None:
         super().__init__()

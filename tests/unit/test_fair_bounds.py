@@ -285,3 +285,25 @@ def test_a_small_query_does_not_wait_for_a_backfill(name: str, most: int) -> Non
         steps += 1
     assert steps <= most
     assert (steps > 50) == (name in ("lpm", "fcfs"))
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("pages", [60, 1000])
+def test_long_answers_make_way_for_a_client_none_of_whose_rows_runs(depth: int, pages: int) -> None:
+    """All lanes, or all pages, hold rows of the backfill, which will not end for long. Nobody loses an answer."""
+    world = World(random.Random(0), queue_of("dlpm", 24.0), pages=pages, depth=depth, running=4)
+    s = world.scheduler
+    for tail in range(8):
+        world.add(Client("backfill", "all"), [0] * 10 + [tail], 40)
+    for _ in range(4):
+        world.step(ends=0.0)
+    world.add(Client("dashboard", "some"), [1] * 10, 2)
+    steps = 0
+    while "dashboard" in s.accounts.users:
+        world.step(ends=0.0)
+        steps += 1
+    assert steps < 30
+    assert s.accounts.users["backfill"].rows == 8, "it was to come before a long answer ended"
+    while len(s) or s.in_flight:
+        world.step(ends=0.0)
+    assert s.charging.settled == 10 + 2 * 2 + 18 + 8 * 2 * 40

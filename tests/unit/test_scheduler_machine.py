@@ -31,6 +31,7 @@ from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.core import Engine
 from spark_llm.engine.invariants import validate_invariants
 from spark_llm.engine.request import Client, Completion, FinishReason, Hints, Request, SamplingParams
+from spark_llm.engine.scheduling import scheduler as scheduler_module
 from spark_llm.engine.scheduling.accounts import Account, QueryAccount, UserAccount
 from spark_llm.engine.scheduling.fair import FairQueue
 from spark_llm.engine.scheduling.plan import StepPlan
@@ -436,6 +437,7 @@ class EngineMachine(RuleBasedStateMachine):
             assert settled == prompts + 2 * sum(len(c.output) for c in done)
 
 
-def test_engine_machine(caplog: pytest.LogCaptureFixture) -> None:
+def test_engine_machine(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler_module, "PATIENCE", 2)  # rows make way for clients that are kept out
     caplog.set_level(logging.CRITICAL, "spark_llm")
-    run_state_machine_as_test(EngineMachine, settings=settings(max_examples=150, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(EngineMachine, settings=settings(max_examples=200, stateful_step_count=40, deadline=None))
