@@ -110,6 +110,9 @@ class FakeCountingEngine:
         for request_id in ids:
             del self._waiting[request_id]
 
+    def clients(self) -> dict[str, Any]:
+        return {}
+
     def has_work(self) -> bool:
         return bool(self._waiting)
 

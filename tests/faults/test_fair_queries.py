@@ -32,15 +32,15 @@ conf = {"spark.ui.enabled": "false", "spark.executor.memory": "512m", "spark.tas
 spark = spark_llm.session(master=master, conf=conf, **options)
 context = spark.sparkContext
 context.setLogLevel("OFF")
-printing, sessions = threading.Lock(), {}
+printing = threading.Lock()
 
 def say(**what):
     with printing:
         print(json.dumps(what), flush=True)
 
 def run(name, first, rows, partitions, length, limit, settings):
-    session = sessions[name] = spark.newSession()
-    session.addTag(name)
+    session = spark.newSession()
+    context.addJobTag(name)
     context.setJobGroup(name, name)
     for key, value in settings.items():
         session.conf.set(key, value)
@@ -51,8 +51,6 @@ def run(name, first, rows, partitions, length, limit, settings):
         say(name=name, answers={row.id: row.a for row in found}, rows=len(found))
     except Exception as error:
         say(name=name, error=type(error).__name__)
-    finally:
-        session.removeTag(name)
 
 home = context._jvm.System.getenv("SPARK_HOME")
 say(work=os.path.join(home, "work", context.applicationId))
@@ -65,8 +63,8 @@ for line in sys.stdin:
             InheritableThread(target=run, kwargs=order, daemon=True).start()
         case "cancel group":
             context.cancelJobGroup(order["name"])
-        case "interrupt tag":
-            sessions[order["name"]].interruptTag(order["name"])
+        case "cancel tag":
+            context.cancelJobsWithTag(order["name"])
         case "kill tasks":
             store = context._jsc.sc().statusStore()
             for stage in context.statusTracker().getActiveStageIds():
@@ -157,7 +155,7 @@ def test_what_is_cancelled_leaves_the_other_query_complete_and_right(driver: Dri
     engines.await_status(lambda status: status.running == 16)
     driver.run("other", 120, length=16)
     engines.await_status(lambda status: status.streams == 4)
-    driver.tell("interrupt tag", name="endless")
+    driver.tell("cancel tag", name="endless")
     heard = [driver.hear(), driver.hear()]
     assert {found["name"] for found in heard if "error" in found} == {"endless"}
     [answers] = [found["answers"] for found in heard if "answers" in found]
