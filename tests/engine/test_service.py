@@ -27,7 +27,8 @@ def test_rows_come_back_with_text_and_counts(service: Service) -> None:
         "recomputed_tokens": 0, "output_tokens": 8, "folded": False, "stored": False,
         "confidence": None,
     }  # fmt: skip
-    assert [(r.seed, r.client.user, r.params.max_tokens) for r in service.engine.seen] == [(None, "me", 3), (3, "me", 3)]
+    asked = [(r.seed, r.client.user, r.params.max_tokens) for r in service.engine.seen]
+    assert asked == [(None, "me", 3), (3, "me", 3)]
 
 
 def test_each_batch_may_bring_another_dictionary(service: Service) -> None:
