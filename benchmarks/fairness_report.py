@@ -49,7 +49,7 @@ def papers(record: dict[str, Any]) -> str:
             (
                 f"{outcome.experiment if outcome.scheduler == outcomes[0].scheduler else '':18}{outcome.scheduler}",
                 number(outcome.tokens),
-                number(outcome.tokens / lpm.tokens if lpm else None, ".2f"),
+                number(outcome.tokens / lpm.tokens if lpm and lpm.tokens else None, ".2f"),
                 number(outcome.hit_rate, ".1%"),
                 number(outcome.difference) + within,
                 number(outcome.jain, ".3f"),
@@ -82,13 +82,13 @@ def verdicts(outcomes: Sequence[Outcome]) -> list[str]:
             lines.append(
                 f"{met(dlpm.difference <= dlpm.bound)} {experiment}: difference of service under dlpm within 2(U+Q)"
             )
-        if lpm is not None:
+        if lpm is not None and lpm.tokens:
             share = dlpm.tokens / lpm.tokens
             lines.append(
                 f"{met(share >= ENOUGH_OF_LPM)} {experiment}: dlpm at {share:.2f} of lpm's tokens/s "
                 f"(at least {ENOUGH_OF_LPM})"
             )
-        if vtc is not None and experiment in PREFIX_HEAVY:
+        if vtc is not None and vtc.tokens and experiment in PREFIX_HEAVY:
             times = dlpm.tokens / vtc.tokens
             lines.append(
                 f"{met(times >= MORE_THAN_VTC)} {experiment}: dlpm at {times:.1f}x vtc's tokens/s "
@@ -111,7 +111,7 @@ def quantum(record: dict[str, Any]) -> str:
             (
                 f"{outcome.experiment:18}" + (f"dlpm {size:,}" if outcome.scheduler == "dlpm" else outcome.scheduler),
                 number(outcome.tokens),
-                number(outcome.tokens / lpm.tokens if lpm else None, ".2f"),
+                number(outcome.tokens / lpm.tokens if lpm and lpm.tokens else None, ".2f"),
                 number(outcome.hit_rate, ".1%"),
                 number(outcome.difference),
                 number(outcome.jain, ".3f"),
