@@ -109,7 +109,7 @@ class Engines:
         """The statuses of the engines of this test's model that answer."""
         return [status for status in list_engines() if status.model == self.model]
 
-    def await_status(self, condition: Callable[[EngineStatus], bool], timeout: float = 60.0) -> EngineStatus:
+    def await_status(self, condition: Callable[[EngineStatus], bool], timeout: float = 150.0) -> EngineStatus:
         """The status of an engine of this test as soon as ``condition`` holds for it: an engine sends no events."""
         tick = threading.Event()
         for _ in range(int(timeout / 0.05)):
