@@ -51,6 +51,13 @@ class LlmConf(BackendConf, OptimizerConf, RoutingConf, SharingConf, SpendingConf
         "64",
         "Most tokens of an answer where the call has no `max_tokens => …`.",
     )
+    chunk_length: int = key(
+        "aggregate.chunkLength",
+        integer(64),
+        "2048",
+        "Most tokens of texts, or of answers about texts, that one prompt of ai_agg and ai_summarize_agg has. Longer "
+        "chunks are fewer calls; chunk, instruction and answer must fit the model's context.",
+    )
     on_error: str = key(
         "onError",
         choice("null", "fail"),

@@ -126,7 +126,7 @@ public final class Plans {
   }
 
   /** Does the plan hold a call that an early rule may have something to do with: one whose value some rows may not need,
-   * or one in a join's condition? */
+   * one in a join's condition, or an aggregate over answers? */
   public boolean holdsOpenCall(LogicalPlan plan) {
     if (!plan.containsPattern(TreePattern.PYTHON_UDF())) return false;
     Iterator expressions = plan.expressions().iterator();
@@ -143,6 +143,7 @@ public final class Plans {
   private boolean holdsOpenCall(Expression expression, boolean isConditional) {
     if (!expression.containsPattern(TreePattern.PYTHON_UDF())) return false;
     if (expression instanceof PythonUDF && isConditional && "llm".equals(((PythonUDF) expression).name())) return true;
+    if (expression instanceof PythonUDF && "llm_aggregate".equals(((PythonUDF) expression).name())) return true;
     boolean inside = isConditional || expression instanceof ConditionalExpression || expression instanceof And
         || expression instanceof Or || expression instanceof In || expression instanceof SubqueryExpression
         || (expression instanceof AggregateExpression && ((AggregateExpression) expression).filter().isDefined());

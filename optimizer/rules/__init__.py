@@ -13,6 +13,7 @@ from spark_llm.optimizer.rules.keep_budget import keep_budget
 from spark_llm.optimizer.rules.limit_before_calls import limit_before_calls
 from spark_llm.optimizer.rules.limit_groups_before_calls import limit_groups_before_calls
 from spark_llm.optimizer.rules.limit_into_filter import limit_into_filter
+from spark_llm.optimizer.rules.llm_aggregates import llm_aggregates
 from spark_llm.optimizer.rules.mask_conditional_calls import mask_conditional_calls
 from spark_llm.optimizer.rules.order_llm_predicates import order_llm_predicates
 from spark_llm.optimizer.rules.place_calls_around_joins import place_calls_around_joins
@@ -25,6 +26,7 @@ from spark_llm.optimizer.rules.semantic_join import semantic_join
 from spark_llm.optimizer.rules.shuffle_below_sort import shuffle_below_sort
 
 EARLY_RULES: tuple[Rule, ...] = (
+    Rule("llmAggregates", llm_aggregates),  # makes calls that the others see; it has no key, without it there are none
     Rule("semanticJoin", semantic_join),
     Rule("maskConditionalCalls", mask_conditional_calls),
 )

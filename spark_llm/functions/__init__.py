@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spark_llm.functions.columns import (
+    ai_agg,
     ai_analyze_sentiment,
     ai_classify,
     ai_complete,
@@ -13,6 +14,8 @@ from spark_llm.functions.columns import (
     ai_mask,
     ai_query,
     ai_summarize,
+    ai_summarize_agg,
+    ai_top_k,
     ai_translate,
     llm,
     llm_prompt,
@@ -20,6 +23,7 @@ from spark_llm.functions.columns import (
 )
 
 __all__ = [
+    "ai_agg",
     "ai_analyze_sentiment",
     "ai_classify",
     "ai_complete",
@@ -30,6 +34,8 @@ __all__ = [
     "ai_mask",
     "ai_query",
     "ai_summarize",
+    "ai_summarize_agg",
+    "ai_top_k",
     "ai_translate",
     "llm",
     "llm_prompt",

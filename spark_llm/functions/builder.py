@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from spark_llm.aggregate import AGGREGATE_NAME, AggregateSpec
 from spark_llm.call import CallSpec, Detail, FieldSpec
 from spark_llm.config import LlmConf
 from spark_llm.errors import LlmError
@@ -134,16 +135,23 @@ class LlmBuilder:
             return self.text(f"{prompt.value()}\n{hint}")
         return self.catalyst.expressions.Concat(self.catalyst.seq([prompt, self.text(f"\n{hint}")]))
 
+    def aggregate_input(self, session: Jvm, spec: AggregateSpec, text: Expression) -> Expression:
+        """What an aggregate over answers has for its input: a PythonUDF (AggregateSpec as JSON, text) -> STRING."""
+        return self._python(session, AGGREGATE_NAME, [self.catalyst.literal(spec.encode()), text], True)
+
     def _udf(self, session: Jvm, spec: CallSpec, columns: list[Expression]) -> Expression:
         # Only sampling without a seed may answer equal arguments differently: Spark must not repeat such a call.
+        return self._python(session, UDF_NAME, [self.catalyst.literal(spec.encode()), *columns], spec.is_repeatable)
+
+    def _python(self, session: Jvm, name: str, columns: list[Expression], is_repeatable: bool) -> Expression:
         udf = self._udf_of(session)
         return self.catalyst.expressions.PythonUDF(
-            UDF_NAME,
+            name,
             udf.func(),
             udf.dataType(),
-            self.catalyst.seq([self.catalyst.literal(spec.encode()), *columns]),
+            self.catalyst.seq(columns),
             udf.pythonEvalType(),
-            spec.is_repeatable,
+            is_repeatable,
             module(self.catalyst.expressions, "NamedExpression").newExprId(),
         )
 

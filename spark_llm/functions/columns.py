@@ -156,6 +156,21 @@ def ai_analyze_sentiment(content: str | Column, **options: Any) -> Column:
     return _task("ai_analyze_sentiment", [_column(content)], {}, options)
 
 
+def ai_agg(text: str | Column, instruction: str, **options: Any) -> Column:
+    """One answer about all texts of a group: an aggregate function, for ``groupBy(...).agg(...)``."""
+    return _task("ai_agg", [_column(text), _text(instruction)], {}, options)
+
+
+def ai_summarize_agg(text: str | Column, **options: Any) -> Column:
+    """A summary of all texts of a group: an aggregate function."""
+    return _task("ai_summarize_agg", [_column(text)], {}, options)
+
+
+def ai_top_k(text: str | Column, criterion: str, k: int, **options: Any) -> Column:
+    """The k different texts of a group that meet a criterion best: an aggregate function, of type ARRAY<STRING>."""
+    return _task("ai_top_k", [_column(text), _text(criterion)], {"k": k}, options)
+
+
 def _llm(
     function: str,
     prompt: Any,
