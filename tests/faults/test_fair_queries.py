@@ -199,7 +199,8 @@ def answered_of(status: EngineStatus) -> int:
 def workers(driver: Driver) -> list[psutil.Process]:
     """The Python workers that hold a connection to an engine or may: children of PySpark's daemons."""
     found = psutil.Process(driver.process.pid).children(recursive=True)
-    daemons = [process for process in found if "pyspark.daemon" in " ".join(process.cmdline())]
+    living = [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+    daemons = [process for process in living if "pyspark.daemon" in " ".join(process.cmdline())]
     pids = {process.pid for process in daemons}
     return [process for process in daemons if process.ppid() in pids]
 
