@@ -137,26 +137,29 @@ def _add(scores, v, most, total, sums, scale, EXACT: tl.constexpr, UPCAST: tl.co
 
 @triton.jit(do_not_specialize=["tokens"])
 def _merge(
-    part_out, part_lse, num_parts, out, tokens,
-    HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
+    part_out, part_lse, num_parts, out, tokens, HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr
+):
     token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
     parts = tl.load(num_parts + token)
     if parts <= 1:
         return
     dims = tl.arange(0, DIM_PADDED)
     in_dim = dims < DIM
-    at = token * HEADS + tl.program_id(1)
-    part = tl.arange(0, PARTS)
-    is_there = part < parts
-    places = at + part * (tokens.to(tl.int64) * HEADS)
-    # all parts at once: a loop would wait for each
-    lse = tl.load(part_lse + places, mask=is_there, other=-float("inf"))
-    wanted = is_there[:, None] & in_dim[None, :]
-    results = tl.load(part_out + places[:, None] * DIM + dims[None, :], mask=wanted, other=0.0)
-    shares = tl.exp2(lse - tl.max(lse, 0))
-    sums = tl.sum(results * shares[:, None], 0) / tl.sum(shares, 0)
-    tl.store(out + at * DIM + dims, sums.to(out.dtype.element_ty), mask=in_dim)
+    at = token * HEADS + head
+    stride = tokens.to(tl.int64) * HEADS
+    most = tl.load(part_lse + at)
+    total = 1.0
+    sums = tl.load(part_out + at * DIM + dims, mask=in_dim, other=0.0)
+    for part in range(1, parts):
+        lse = tl.load(part_lse + at + part * stride)
+        new = tl.maximum(most, lse)
+        mine, theirs = tl.exp2(most - new), tl.exp2(lse - new)
+        more = tl.load(part_out + (at + part * stride) * DIM + dims, mask=in_dim, other=0.0)
+        sums = sums * mine + more * theirs
+        total = total * mine + theirs
+        most = new
+    tl.store(out + at * DIM + dims, (sums / total).to(out.dtype.element_ty), mask=in_dim)
 
 
 class Launch(NamedTuple):
@@ -254,12 +257,18 @@ def merge_parts(part_out: Tensor, part_lse: Tensor, num_parts: Tensor, out: Tens
 
     part_out: float32 [parts, M, heads, D]; part_lse: [parts, M, heads]; num_parts: int32 [M]; out: [>= M, heads, D].
     """
-    parts, tokens, heads, dim = part_out.shape
+    _, tokens, heads, dim = part_out.shape
     _merge[(tokens, heads)](
-        part_out, part_lse, num_parts, out, tokens,
-        HEADS=heads, DIM=dim, DIM_PADDED=triton.next_power_of_2(dim), PARTS=triton.next_power_of_2(parts),
-        num_warps=1 if parts <= 4 else 4,
-    )  # fmt: skip
+        part_out,
+        part_lse,
+        num_parts,
+        out,
+        tokens,
+        HEADS=heads,
+        DIM=dim,
+        DIM_PADDED=triton.next_power_of_2(dim),
+        num_warps=1,
+    )
 
 
 def merge_parts_reference(part_out: Tensor, part_lse: Tensor, num_parts: Tensor, out: Tensor) -> None:

@@ -26,8 +26,9 @@ class Device:
     """What the layout depends on.
 
     group: query heads a kv head. multiprocessors: of the GPU. *_tile: (query, head) rows of a program's tile.
-    min_shared: tokens; a shorter common run is cheaper read once per row than merged. min_saved: reads of a key of a kv
-    head; a step that would save fewer reads everything row by row: its reads cost less than further kernels.
+    min_shared: tokens; a shorter common run is cheaper read once per row than merged, which costs a row as much as so
+    many reads. min_saved: reads of a key of a kv head; a step that would save fewer, beyond what merging costs, reads
+    everything row by row: further kernels cost more.
     split_keys: a row's keys are split among programs down to this many. cascade, splits: off for comparison.
     """
 
@@ -37,7 +38,7 @@ class Device:
     multiprocessors: int
     own_tile: int = 16
     shared_tile: int = 128
-    min_shared: int = 48
+    min_shared: int = 128
     min_saved: int = 1 << 17
     split_keys: int = 256
     cascade: bool = True
@@ -96,8 +97,7 @@ def lay_out(members: Members, long_rows: Wide, table: Ints, device: Device) -> L
             if found is not None:
                 orders.append(found[0])
                 shared.append(found[1])
-        once = sum(int(((items[:, 4] - items[:, 3]) * (items[:, 1] - 1)).sum()) for items in shared)
-        if once * device.kv_heads < device.min_saved:
+        if _saved(shared, device) * device.kv_heads < device.min_saved:
             orders, shared = [], []
             own_start[:] = parts[:] = 0
     own = _own(members, own_start, parts, device)
@@ -154,6 +154,11 @@ def _shared_level(
     own_start[rows] = ends[rows]
     order = np.repeat(members.first[rows] - (np.cumsum(counts) - counts), counts) + np.arange(int(counts.sum()))
     return order, items
+
+
+def _saved(shared: list[Wide], device: Device) -> int:
+    """Reads of keys that shared items save, less those that merging their results costs."""
+    return sum(int(((items[:, 4] - items[:, 3] - device.min_shared) * (items[:, 1] - 1)).sum()) for items in shared)
 
 
 def _own(members: Members, own_start: Wide, parts: Wide, device: Device) -> Wide:

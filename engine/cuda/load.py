@@ -15,7 +15,7 @@ from spark_llm.engine.cuda.attention_plan import LONG_TILES, Device
 from spark_llm.engine.cuda.decoder import DeviceDecoder
 from spark_llm.engine.cuda.graphs import logits_of_graphs
 from spark_llm.engine.cuda.linear import DenseLinear, Fp8Linear, InvariantLinear, MakeLinear
-from spark_llm.engine.cuda.memory import pool_pages
+from spark_llm.engine.cuda.memory import await_memory, pool_pages
 from spark_llm.engine.cuda.pool import DevicePool
 from spark_llm.engine.cuda.ranks import ALONE, Ranks, join
 from spark_llm.engine.cuda.runner import DeviceRunner
@@ -50,6 +50,7 @@ def load_runner(
     """
     check_settings(spec, dtype)
     torch.cuda.set_device(device)
+    await_memory(device)
     try:
         return _load(spec, shards, weights, dtype, device, peers, graphs)
     except torch.OutOfMemoryError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 from spark_llm.engine.config import EngineSpec
@@ -9,7 +11,21 @@ from spark_llm.engine.cuda.pool import DevicePool
 from spark_llm.engine.model.config import ModelConfig
 from spark_llm.errors import LlmError
 
+_SETTLE_SECONDS = 15.0  # most that a process takes to give a GPU's memory back
+_STILL_SECONDS = 3.0  # without a change, after which nobody is giving any back
+_LOOK_SECONDS = 0.25  # between looks
 _SHARE = 0.92  # of the device's memory that the engine may use in all; the rest is for libraries and fragmentation
+
+
+def await_memory(device: torch.device) -> None:
+    """Waits while another process gives the GPU's memory back: an engine that was killed takes seconds to end."""
+    began = changed = time.monotonic()
+    most, total = torch.cuda.mem_get_info(device)
+    while most < total / 2 and time.monotonic() < min(changed + _STILL_SECONDS, began + _SETTLE_SECONDS):
+        time.sleep(_LOOK_SECONDS)
+        free, _ = torch.cuda.mem_get_info(device)
+        if free > most:
+            most, changed = free, time.monotonic()
 
 
 def pool_pages(spec: EngineSpec, config: ModelConfig, dtype: torch.dtype, device: torch.device, step_bytes: int) -> int:
