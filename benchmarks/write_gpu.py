@@ -24,7 +24,7 @@ def main() -> None:
     page = PAGE.read_text()
     for name, report in BLOCKS.items():
         source = ROOT / "artifacts" / f"{name.partition('.')[0]}.json"
-        if source.exists():
+        if source.exists() and f"<!-- {name} -->" in page:
             page = with_block(page, name, report(json.loads(source.read_text())))
             print(f"{name}: from {source.relative_to(ROOT)}")
     PAGE.write_text(page)
