@@ -1,4 +1,4 @@
-"""What an aggregate over answers is: the constant that stands in a plan until ``rules/llm_aggregates.py`` plans its calls."""
+"""The constants of an aggregate over answers, as they stand in a plan until ``rules/llm_aggregates.py`` makes calls."""
 
 from __future__ import annotations
 

@@ -2,9 +2,11 @@
 package sparkllm;
 
 import java.util.ArrayList;
+import java.util.HashMap;
 import org.apache.spark.sql.catalyst.QueryPlanningTracker;
 import org.apache.spark.sql.catalyst.analysis.EliminateSubqueryAliases;
 import org.apache.spark.sql.catalyst.analysis.UnresolvedRelation;
+import org.apache.spark.sql.catalyst.expressions.Attribute;
 import org.apache.spark.sql.catalyst.expressions.Expression;
 import org.apache.spark.sql.catalyst.expressions.PythonUDF;
 import org.apache.spark.sql.catalyst.expressions.aggregate.AggregateExpression;
@@ -63,9 +65,17 @@ public final class LlmAggregates {
     return isInput(first) ? first : null;
   }
 
-  /** The resolved plan of a query over the one table `input`, whose columns are called as `columns`, attributes of it. */
-  public LogicalPlan planned(SparkSession session, String sql, LogicalPlan input, Seq columns)
-      throws Exception {
+  /** The results with these attributes in place of those with the same ids, whose names are long. */
+  public Seq renamed(Seq results, Seq attributes) {
+    HashMap made = new HashMap();
+    for (int i = 0; i < attributes.size(); i++) made.put(((Attribute) attributes.apply(i)).exprId(), attributes.apply(i));
+    ArrayList found = new ArrayList();
+    for (int i = 0; i < results.size(); i++) found.add(Trees.replaced((Expression) results.apply(i), made));
+    return Trees.seq(found);
+  }
+
+  /** The resolved plan of a query over the one table `input`, whose columns are called as `columns`, its attributes. */
+  public LogicalPlan planned(SparkSession session, String sql, LogicalPlan input, Seq columns) throws Exception {
     LogicalPlan leaf = new LocalRelation(columns, Trees.seq(new ArrayList()), false, Option.empty());
     LogicalPlan parsed = replaced((LogicalPlan) session.sessionState().sqlParser().parsePlan(sql), null, leaf);
     LogicalPlan plan = session.sessionState().analyzer().executeAndCheck(parsed, new QueryPlanningTracker(Option.empty()));

@@ -10,18 +10,20 @@ Aggregate [g], [g, ai_agg(text), n]       Project [g, answer, n]
 
 The calls of ``ai_agg`` are this query, with one more of its middle part for each level (``reduced`` writes it):
 
-    SELECT g, CASE WHEN size(parts) = 1 THEN parts[0].answer ELSE llm(combine, answers of parts) END   -- chunk DIV fan_in
+    SELECT g, CASE WHEN size(parts) = 1 THEN parts[0].answer ELSE llm(combine, parts' answers) END  -- chunk DIV fan_in
     FROM (SELECT g, sort_array(collect_list(struct(chunk, answer))) AS parts
-          FROM (SELECT g, chunk, llm(prompt, texts) AS answer                                          -- first level
+          FROM (SELECT g, chunk, llm(prompt, texts) AS answer                                         -- first level
                 FROM (SELECT g, chunk, sort_array(collect_list(line)) AS texts
                       FROM (SELECT g, line, sum(size of line) OVER (PARTITION BY g ORDER BY text) DIV size AS chunk
                             FROM (SELECT g, text, count(*) FROM input GROUP BY g, text))
                       GROUP BY g, chunk))
           GROUP BY g, chunk DIV fan_in)
 
-So which chunk a text is in depends on the group's texts alone, not on partitions or the order of rows; equal texts are one
-line with their number. A chunk has at most ``chunk_bytes``, so no row of any level is larger than a prompt, however
+So which chunk a text is in depends on the group's texts alone, not on partitions or the order of rows; equal texts are
+one line with their number. A chunk has at most ``chunk_bytes``, so no row of any level is larger than a prompt, however
 large a group is: what grows with it are sorts, which spill. ``ai_top_k`` asks about each text once and takes the best.
+
+A chunk that fails (NULL) makes its group's answer NULL: an answer about a part would pass for one about all.
 
 Without other aggregates beside it there is no join, and the input is read once.
 """
@@ -98,6 +100,8 @@ def _planned(node: Node, marks: Jvm, context: Context) -> Node:
         found.append(_Answers(AggregateSpec.decode(literal_text(spec)), aggregate, text))
     for answers in found:
         context.notes.fired(NAME, answers.spec.function, "calls about chunks of each group, level by level")
+    short = [each.aggregate.resultAttribute().withName("_answer") for each in found]
+    results = marks.renamed(results, catalyst.seq(short))
     if len(found) == 1 and not others:
         return catalyst.plans.Project(results, _calls(found[0], keys, child, marks, context))
     if not child.deterministic():
@@ -240,7 +244,8 @@ def top_k(spec: AggregateSpec, keys: Sequence[str]) -> str:
     by = f"PARTITION BY {', '.join(keys)} " if keys else ""
     grades = ", ".join(f"'{grade}'" for grade in range(_GRADES + 1))
     call = _call(spec, spec.prompt, "text => _text", f"choices => array({grades})")
-    query = f"SELECT DISTINCT {group}CAST(_text AS STRING) AS _text FROM input"
+    query = f"SELECT {group}CAST(_text AS STRING) AS _text FROM input"
+    query = f"SELECT {group}_text FROM ({query}) GROUP BY {group}_text"
     query = f"SELECT {group}_text, CAST({call} AS INT) AS _grade FROM ({query})"
     query = (
         f"SELECT {group}_text, _grade, row_number() OVER ({by}ORDER BY _grade DESC NULLS LAST, _text) AS _rank "

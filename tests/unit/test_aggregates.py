@@ -1,0 +1,41 @@
+"""The queries that aggregates over answers become, and their constants."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from spark_llm.aggregate import AggregateSpec
+from spark_llm.call import CallSpec
+from spark_llm.optimizer.rules.llm_aggregates import reduced, top_k
+
+SPEC = AggregateSpec(
+    function="ai_agg",
+    prompt="it's \\ all",
+    combine="both",
+    options={"stop": ("a", "'"), "top_p": 0.5},
+    chunk_bytes=300,
+    fan_in=4,
+)
+
+
+def test_no_call_takes_an_aggregate_for_its_spec() -> None:
+    assert AggregateSpec.decode(SPEC.encode()) == SPEC
+    with pytest.raises(msgspec.ValidationError):
+        CallSpec.decode(SPEC.encode())
+
+
+@pytest.mark.parametrize(("chunks", "levels"), [(1, 1), (4, 1), (5, 2), (16, 2), (17, 3), (4**5, 5), (4**5 + 1, 6)])
+def test_levels_are_those_that_so_many_chunks_need(chunks: int, levels: int) -> None:
+    query = reduced(SPEC, ["k"], False, chunks, 2)
+    assert query.count("llm('both'") == levels
+    assert query.count("llm('it\\'s \\\\ all'") == 1
+    assert f"_chunk < {4**levels}" in query
+
+
+def test_options_and_keys() -> None:
+    query = reduced(SPEC, [], True, 4, 2)
+    assert "stop => array('a', '\\''), top_p => 0.5D" in query
+    assert "PARTITION BY" not in query
+    assert " times) " not in query
+    assert "PARTITION BY a, b ORDER BY" in top_k(msgspec.structs.replace(SPEC, k=3), ["a", "b"])
