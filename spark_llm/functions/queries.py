@@ -79,7 +79,8 @@ def _answer(bound: Bound) -> Answer | None:
         return Answer()
     if kind == "json_object":
         return json_text({"type": "object"}, "Answer with a JSON object.")
-    schema = form.get("json_schema", {}).get("schema") if kind == "json_schema" else None
+    wrapping = form.get("json_schema") if kind == "json_schema" else None
+    schema = wrapping.get("schema") if isinstance(wrapping, dict) else None
     if not isinstance(schema, dict):
         raise bound.wrong("responseFormat must be text, json_object, json_schema with a schema, or STRUCT<...>")
     answer, held = read_schema(json.dumps(schema))

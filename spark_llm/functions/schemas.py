@@ -39,7 +39,13 @@ _WORDS = {
 }
 _FORMATS = {"date": "DATE", "date-time": "TIMESTAMP"}
 _NOTES = {"title", "default", "examples", "deprecated", "$schema", "$id", "$comment"}  # nothing for an answer
+_MAX_VALUES = 10_000  # of one answer, counted at its places; $ref can write a schema far larger than its text
 _MAX_DEPTH = 32
+_KINDS = {
+    **dict.fromkeys(("properties", "patternProperties", "$defs", "definitions"), (Mapping, "an object")),
+    **dict.fromkeys(("anyOf", "oneOf", "allOf", "required", "enum"), (list, "an array")),
+    **dict.fromkeys(("minimum", "maximum"), ((int, float), "a number")),
+}  # of the keywords' values that are read here
 
 
 def schema_of(answer: AnswerType) -> Schema:
@@ -122,11 +128,13 @@ def read_schema(text: str) -> tuple[AnswerType, Schema]:
     """
     try:
         schema = json.loads(text)
+        if not isinstance(schema, dict):
+            raise LlmError("LLM_INVALID_SCHEMA", schema=_shown(text), reason="a JSON Schema is an object")
+        return _Reader(schema, text).read()
     except ValueError as error:
         raise LlmError("LLM_INVALID_SCHEMA", schema=_shown(text), reason=f"it is no JSON ({error})") from None
-    if not isinstance(schema, dict):
-        raise LlmError("LLM_INVALID_SCHEMA", schema=_shown(text), reason="a JSON Schema is an object")
-    return _Reader(schema, text).read()
+    except RecursionError:
+        raise LlmError("LLM_INVALID_SCHEMA", schema=_shown(text), reason="it is nested too deep") from None
 
 
 def _shown(text: str) -> str:
@@ -139,11 +147,13 @@ class _Reader:
     def __init__(self, document: Schema, text: str) -> None:
         self._document = document
         self._text = text
+        self._values = 0
+        self._followed: list[str] = []  # references on the way from the document to the part that is read
 
     def read(self) -> tuple[AnswerType, Schema]:
-        answer, _ = self._type(self._document, 0)
         held = self._held(self._document)
         assert isinstance(held, dict)
+        answer, _ = self._type(self._document, 0)
         return answer, held
 
     def _error(self, reason: str) -> LlmError:
@@ -153,9 +163,18 @@ class _Reader:
         """The type of a schema's instances, and whether null is one of them."""
         text = AnswerType("STRING")
         if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
-            return text, True  # true and {} allow anything; what refers to itself has no end
+            return text, True  # true and {} allow anything
+        self._values += 1
+        if self._values > _MAX_VALUES:
+            raise self._error(f"its answers have more than {_MAX_VALUES} values")
         if "$ref" in schema:
-            return self._type(self._target(schema["$ref"]), depth + 1)
+            target = self._target(schema["$ref"])
+            if schema["$ref"] in self._followed or target is self._document:
+                return text, True  # where a schema contains itself there is no end of columns
+            self._followed.append(schema["$ref"])
+            found = self._type(target, depth + 1)
+            self._followed.pop()
+            return found
         one = [part for part in schema.get("allOf", ()) if isinstance(part, Mapping)]
         if len(one) == 1 and "type" not in schema:
             return self._type(one[0], depth + 1)
@@ -229,6 +248,10 @@ class _Reader:
             return [self._held(part) for part in schema]
         if not isinstance(schema, Mapping):
             return schema
+        for name in _KINDS.keys() & schema.keys():
+            kind, expected = _KINDS[name]
+            if not isinstance(schema[name], kind) or isinstance(schema[name], bool):
+                raise self._error(f"{name} is {json.dumps(schema[name])[:40]}, which is not {expected}")
         held = {name: self._part(name, part) for name, part in schema.items() if name not in _NOTES}
         kind = schema.get("type")
         if kind == "string" and schema.get("format") in _FORMATS:
@@ -243,6 +266,6 @@ class _Reader:
         return held
 
     def _part(self, name: str, part: Any) -> Any:
-        if name in ("properties", "$defs", "definitions"):
+        if name in ("properties", "patternProperties", "$defs", "definitions"):
             return {each: self._held(schema) for each, schema in part.items()}
         return part if name in ("enum", "const", "required") else self._held(part)

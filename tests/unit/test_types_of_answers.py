@@ -188,9 +188,28 @@ def test_schemas_of_users() -> None:
 def test_a_schema_that_refers_to_itself_ends_in_text() -> None:
     node = {"type": "object", "properties": {"next": {"$ref": "#"}}}
     answer, held = read_schema(json.dumps(node))
-    assert answer.ddl.startswith("STRUCT<`next`: STRUCT<")
-    assert "STRING" in answer.ddl
+    assert answer.ddl == "STRUCT<`next`: STRING>"
     assert accepts(AnswerForm(kind="json_schema", text=json.dumps(held)), '{"next":{"next":{}}}')
+    ways = {f"to{number}": {"$ref": "#/$defs/Node"} for number in range(9)}  # 9 ** 15 columns, were they followed
+    tree = {"type": "object", "properties": {"name": {"type": "string"}} | ways}
+    answer, _ = read_schema(json.dumps({"$defs": {"Node": tree}, "$ref": "#/$defs/Node"}))
+    assert [field.type.name for field in answer.fields] == ["STRING"] * 10
+
+
+def test_a_part_that_is_used_twice_is_read_twice() -> None:
+    line = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    uses = {name: {"$ref": "#/$defs/line"} for name in "ab"}
+    answer, _ = read_schema(json.dumps({"$defs": {"line": line}, "type": "object", "properties": uses}))
+    assert answer.ddl == "STRUCT<`a`: STRUCT<`n`: BIGINT>, `b`: STRUCT<`n`: BIGINT>>"
+
+
+def test_a_schema_of_far_more_values_than_its_text_is_refused() -> None:
+    levels = {
+        f"l{level}": {"type": "object", "properties": {name: {"$ref": f"#/$defs/l{level + 1}"} for name in "abcd"}}
+        for level in range(12)
+    } | {"l12": {"type": "string"}}
+    with pytest.raises(LlmError, match="more than 10000 values"):
+        read_schema(json.dumps({"$defs": levels, "$ref": "#/$defs/l0"}))
 
 
 @pytest.mark.parametrize(
@@ -201,6 +220,10 @@ def test_a_schema_that_refers_to_itself_ends_in_text() -> None:
         ('{"$ref": "http://x"}', "points outside"),
         ('{"$ref": "#/$defs/x"}', "points to nothing"),
         ('{"type": "object", "properties": {"a": {}, "A": {}}}', "case of letters"),
+        ('{"type": "object", "properties": [1]}', "properties is [1], which is not an object"),
+        ('{"items": {"enum": 5}}', "enum is 5, which is not an array"),
+        ('{"type": "integer", "minimum": "1"}', 'minimum is "1", which is not a number'),
+        ('{"items": ' * 5000 + "{}" + "}" * 5000, "nested too deep"),
     ],
 )
 def test_wrong_schemas(schema: str, reason: str) -> None:
