@@ -14,14 +14,15 @@ import numpy as np
 from spark_llm.engine.cache.manager import CacheManager
 from spark_llm.engine.request import Completion, FinishReason, Request
 from spark_llm.engine.scheduling.accounts import Accounts
+from spark_llm.engine.scheduling.admission import Admission
 from spark_llm.engine.scheduling.charging import Charging
 from spark_llm.engine.scheduling.decoding import DecodeReserve
 from spark_llm.engine.scheduling.finishing import Finishing
 from spark_llm.engine.scheduling.lanes import Floats, Ints, Lanes
-from spark_llm.engine.scheduling.making_way import PATIENCE, row_that_makes_way
 from spark_llm.engine.scheduling.plan import NO_LANES, StepPlan
-from spark_llm.engine.scheduling.reserving import Reserving
 from spark_llm.engine.scheduling.row import Row, Scheduled
+from spark_llm.engine.scheduling.running import Running
+from spark_llm.engine.scheduling.undoing import undo_decode, undo_shares
 from spark_llm.engine.scheduling.waiting import WaitingQueue
 
 
@@ -47,17 +48,15 @@ class Scheduler:
         self.preemptions = 0
         self.in_flight: list[StepPlan] = []  # planned, neither committed nor rolled back; oldest first
         self._rows: dict[int, Row] = {}  # request id -> row, waiting or running
-        self._running: dict[Row, None] = {}  # in the order in which they were admitted
-        self._filling: dict[Row, None] = {}  # of these, those that do not decode
         self._suspects: dict[int, Row] = {}  # of a failed step; planned alone
         self._drains = False
         self._arrivals = 0
-        self._reserving = Reserving(cache, self.lanes)
+        self._running = Running(cache, self.lanes, self.in_flight)
         self._decoding = DecodeReserve(cache, self.lanes)
         self._finishing = Finishing(cache, self.lanes)
         self.accounts = Accounts()
         self.charging = Charging(self.accounts, waiting)
-        self._admitted_at = 0  # step
+        self._admission = Admission(waiting, self._running, self._decoding, self.charging)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -65,9 +64,9 @@ class Scheduler:
     @property
     def running(self) -> list[Row]:
         """Rows with a lane, their counters up to date, in the order in which they were admitted."""
-        for row in self._running:
+        for row in self._running.rows:
             self.lanes.refresh(row)
-        return list(self._running)
+        return list(self._running.rows)
 
     @property
     def forced_tokens(self) -> int:
@@ -77,7 +76,7 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         """How many rows have a lane."""
-        return len(self._running)
+        return len(self._running.rows)
 
     def add(self, request: Request) -> None:
         """A request arrives; its length has been checked against the context and the pool."""
@@ -94,9 +93,9 @@ class Scheduler:
         if row is None:
             return False
         self._suspects.pop(request_id, None)
-        if row in self._running:
+        if row in self._running.rows:
             self.lanes.end(row)
-            self._release(row)
+            self._running.release(row)
         else:
             self.waiting.remove(row)
             self.cache.eviction.reconsider()
@@ -110,7 +109,7 @@ class Scheduler:
         plan = StepPlan(self.step, self.lanes)
         if self.in_flight and (self._suspects or self._drains):
             return plan
-        self._drains = self.waiting.shares and self.step - self._admitted_at > PATIENCE and not self._make_way()
+        self._drains = not self._admission.make_way(self.step, self.preempt)
         if self._drains:
             return plan
         decode = NO_LANES
@@ -120,7 +119,8 @@ class Scheduler:
             decode = self._plan_decode()
             generations = self.lanes.generation[decode]
             budget = self._plan_filling(plan, self.max_batch_tokens - len(decode))
-            self._plan_waiting(plan, budget)
+            if not self._drains:
+                self._admission.fill(plan, budget)
             decode = decode[self.lanes.are_here(decode, generations)]  # others were preempted since
         if plan.rows or len(decode):
             plan.seal(decode)
@@ -138,7 +138,7 @@ class Scheduler:
         assert plan is self.in_flight[0], "steps are committed oldest first"
         del self.in_flight[0]
         self.cache.tree.commit(plan.step)
-        self._reserving.let_go(plan)
+        self._running.reserving.let_go(plan)
         lanes = np.concatenate([plan.sampling, plan.decode])
         here = self.lanes.are_here(lanes, plan.generations)
         self.charging.settle(plan, here)
@@ -152,7 +152,7 @@ class Scheduler:
         ended, jumped = self._finishing.take(lanes, tokens, eos_ids, log_probs)
         for row in jumped:
             self.lanes.end(row)
-            self._filling[row] = None
+            self._running.filling[row] = None
         done = []
         for row, reason in ended:
             del self._rows[row.request.id]
@@ -160,7 +160,7 @@ class Scheduler:
             self._finishing.leave_marks(row)
             failure = self._finishing.failure(row, reason)
             done.append(row.completion(reason if failure is None else FinishReason.ERROR, failure))
-        self._release(*(row for row, _ in ended))
+        self._running.release(*(row for row, _ in ended))
         for row, _ in ended:
             self._close(row)
         self._sweep()
@@ -173,10 +173,11 @@ class Scheduler:
         """
         assert plan is self.in_flight[-1], "steps are rolled back newest first"
         del self.in_flight[-1]
-        self._reserving.let_go(plan)
+        self._running.reserving.let_go(plan)
         self.lanes.retell(plan.page_updates)
         self.charging.undo(plan)
-        rows = self._roll_back_decode(plan) + self._roll_back_rows(plan)
+        rows = undo_decode(plan, self._running)
+        rows += undo_shares(plan, self._running, self.waiting, self.charging, self._rows)
         self._sweep()
         if failed:
             for row in rows:
@@ -195,7 +196,7 @@ class Scheduler:
         A token of it that is in flight is not waited for: it will be sampled again.
         """
         self.lanes.end(row)
-        self._release(row)
+        self._running.release(row)
         row.num_computed = 0
         row.detached = not row.request.reuse
         self.waiting.push_back(row)
@@ -205,12 +206,12 @@ class Scheduler:
         plan.alone = True
         scheduled = None
         while scheduled is None:
-            if row in self._running:
+            if row in self._running.rows:
                 scheduled = self._reserve(row, plan.step, self.max_batch_tokens)
             else:
-                scheduled = self._admit(row, plan.step, self.max_batch_tokens, 0)
+                scheduled = self._admission.admit(row, plan.step, self.max_batch_tokens, 0)
             if scheduled is None:  # alone in the pool every row fits: see Engine.add
-                self.preempt(next(reversed(self._running)))
+                self.preempt(self._running.newest())
         plan.rows.append(scheduled)
 
     def _plan_decode(self) -> Ints:
@@ -220,14 +221,15 @@ class Scheduler:
             if self.in_flight:
                 self._drains = True
                 return NO_LANES
-            self.preempt(next(reversed(self._running)))  # the row admitted last gives way
+            self.preempt(self._running.newest())  # the row admitted last gives way
             decode = decode[self.lanes.decodes[decode]]
         return decode
 
     def _plan_filling(self, plan: StepPlan, budget: int) -> int:
         """Rows that run and do not decode; what is left of the budget."""
-        for row in sorted(self._filling, key=lambda row: row.turn):
-            while row in self._filling and row.remaining and budget > 0 and not self._drains:
+        filling = self._running.filling
+        for row in sorted(filling, key=lambda row: row.turn):
+            while row in filling and row.remaining and budget > 0 and not self._drains:
                 scheduled = self._reserve(row, plan.step, budget)
                 if scheduled is not None:
                     plan.rows.append(scheduled)
@@ -236,133 +238,20 @@ class Scheduler:
                 if self.in_flight:
                     self._drains = True
                 else:
-                    self.preempt(next(reversed(self._running)))  # be it this one
+                    self.preempt(self._running.newest())  # be it this one
         return budget
-
-    def _make_way(self) -> bool:
-        """Preempt a row for a client that is kept out; False: steps in flight must end first."""
-        candidate = self.waiting.peek()
-        row = None
-        if candidate is not None:
-            row = row_that_makes_way(candidate, reversed(self._running), self.accounts.users.values())
-        if row is None:
-            self._admitted_at = self.step
-            return True
-        if self.in_flight:
-            return False
-        self.preempt(row)
-        return True
-
-    def _plan_waiting(self, plan: StepPlan, budget: int) -> None:
-        ahead = -1
-        if budget <= 0 or not len(self.waiting):
-            self._admitted_at = self.step  # nobody is kept out by rows that run
-        while budget > 0 and self.lanes.free and not self._drains:
-            candidate = self.waiting.peek()
-            if candidate is None:
-                break
-            if ahead < 0:
-                ahead = self._decoding.ahead() + sum(self._decoding.ahead_of(row) for row in self._filling)
-            scheduled = self._admit(candidate, plan.step, budget, ahead)
-            if scheduled is None:
-                break
-            plan.rows.append(scheduled)
-            budget -= scheduled.count
-            ahead += self._decoding.ahead_of(candidate)
-            self._admitted_at = self.step
 
     def _reserve(self, row: Row, step: int, budget: int) -> Scheduled | None:
         """A running row's next chunk; None: there are too few pages."""
         before = row.state()
         if row.remaining > 1:
-            self._reserving.extend_match(row)
-        scheduled = self._reserving.reserve(row, before, step, budget)
+            self._running.reserving.extend_match(row)
+        scheduled = self._running.reserving.reserve(row, before, step, budget)
         if scheduled is not None:
             self.charging.share(scheduled, before)
             if scheduled.samples:
-                del self._filling[row]
+                del self._running.filling[row]
         return scheduled
-
-    def _admit(self, row: Row, step: int, budget: int, ahead: int) -> Scheduled | None:
-        """Reserve the first chunk of a waiting row, if its prompt and the answers still fit.
-
-        ahead: pages that the running rows are expected to ask for.
-        """
-        before = row.state()
-        self.lanes.enter(row)
-        self._reserving.extend_match(row)
-        scheduled = None
-        if self._running and self.cache.pages_for(row.remaining) + ahead > self.cache.available:
-            self._reserving.undo(row, before)
-        else:
-            scheduled = self._reserving.reserve(row, before, step, budget)
-        if scheduled is None:
-            self.lanes.leave(row)
-            return None
-        scheduled.admitted = True
-        self.charging.share(scheduled, before)
-        self.waiting.take(row)
-        self._run(row)
-        if not scheduled.samples:
-            self._filling[row] = None
-        return scheduled
-
-    def _roll_back_decode(self, plan: StepPlan) -> list[Row]:
-        """What was to be decoded is computed again from known tokens: what the device holds as last may be wrong."""
-        here = self.lanes.are_here(plan.decode, plan.generations[len(plan.sampling) :])
-        rows = list(self.lanes.rows_of(plan.decode[here]))
-        for row in rows:
-            self.lanes.step_back(row)
-            self._filling[row] = None
-        return rows
-
-    def _roll_back_rows(self, plan: StepPlan) -> list[Row]:
-        keep, private, rows = [NO_LANES], [NO_LANES], []
-        for scheduled in reversed(plan.rows):
-            row, before = scheduled.row, scheduled.before
-            if row.lane != scheduled.lane or self.lanes.generation[row.lane] != scheduled.generation:
-                # It left while the step was in flight. Where it will come again, what it computed counts as computed.
-                if self._rows.get(row.request.id) is row:
-                    self.charging.keep_share(scheduled.charge)
-                else:
-                    self.charging.undo_share(row, scheduled.charge)
-                continue
-            assert before is not None
-            self.charging.undo_share(row, scheduled.charge)
-            self.lanes.end(row)
-            private.append(row.pages[max(row.tree_pages, before.num_pages) : row.num_pages].copy())
-            keep.append(row.pages[before.tree_pages : before.num_pages].copy())
-            self._reserving.undo(row, before)
-            row.lost += scheduled.count
-            self._filling[row] = None
-            rows.append(row)
-            if scheduled.admitted:
-                del self._filling[row]
-                self._stop(row)
-                self.lanes.leave(row)
-                self.waiting.push_back(row)
-        self.cache.rollback(plan.step, np.concatenate(keep))
-        self.cache.pool.release(np.concatenate(private))
-        return rows
-
-    def _release(self, *rows: Row) -> None:
-        """Running rows leave; their pages are free."""
-        pages = [NO_LANES]
-        for row in rows:
-            self._stop(row)
-            self._filling.pop(row, None)
-            pages.append(self._reserving.release(row, self.in_flight))
-        self.cache.pool.release(np.concatenate(pages))
-
-    def _run(self, row: Row) -> None:
-        assert row.account is not None
-        self._running[row] = None
-        self.accounts.moved(row.account, 1)
-
-    def _stop(self, row: Row) -> None:
-        assert row.account is not None
-        del self._running[row]
-        self.accounts.moved(row.account, -1)
 
     def _close(self, row: Row) -> None:
         """The row is no more."""

@@ -212,7 +212,8 @@ def test_a_row_that_gave_way_after_a_match_can_still_be_rolled_back() -> None:
         commit(s, s.plan())
     while s.running[-1].request.id != 1:  # the row that gives way shall be the one that shares nothing
         first = s.running[0]
-        s._running[first] = s._running.pop(first)
+        rows = s._running.rows
+        rows[first] = rows.pop(first)
     lacking = s.running[:-1]
     assert [row.remaining > 1 for row in lacking] == [True, True]
     held = s.cache.allocate(s.cache.available - 11)  # what the first row lacks; then there is none for the second

@@ -31,7 +31,7 @@ from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.core import Engine
 from spark_llm.engine.invariants import validate_invariants
 from spark_llm.engine.request import Client, Completion, FinishReason, Hints, Request, SamplingParams
-from spark_llm.engine.scheduling import scheduler as scheduler_module
+from spark_llm.engine.scheduling import admission as admission_module
 from spark_llm.engine.scheduling.accounts import Account, QueryAccount, UserAccount
 from spark_llm.engine.scheduling.fair import FairQueue
 from spark_llm.engine.scheduling.plan import StepPlan
@@ -438,6 +438,6 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 def test_engine_machine(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler_module, "PATIENCE", 2)  # rows make way for clients that are kept out
+    monkeypatch.setattr(admission_module, "PATIENCE", 2)  # rows make way for clients that are kept out
     caplog.set_level(logging.CRITICAL, "spark_llm")
     run_state_machine_as_test(EngineMachine, settings=settings(max_examples=200, stateful_step_count=40, deadline=None))
