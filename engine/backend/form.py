@@ -16,6 +16,7 @@ from spark_llm.engine.request import Constraint
 from spark_llm.errors import LlmError
 
 _PROPERTY = "answer"
+_SHARED = ("$defs", "definitions")  # parts that others refer to from the root, and stay there
 
 
 class WrongAnswer(ValueError):
@@ -38,11 +39,14 @@ class AnswerFormat:
         schema = self._schema(constraint)
         self._wraps = schema.get("type") != "object"
         if self._wraps:
+            shared = {name: schema[name] for name in _SHARED if name in schema}
+            inner = {name: part for name, part in schema.items() if name not in _SHARED}
             schema = {
                 "type": "object",
-                "properties": {_PROPERTY: schema},
+                "properties": {_PROPERTY: _moved(inner)},
                 "required": [_PROPERTY],
                 "additionalProperties": False,
+                **_moved(shared),
             }
         self.response_format = msgspec.json.encode(
             {"type": "json_schema", "json_schema": {"name": _PROPERTY, "strict": True, "schema": schema}}
@@ -86,3 +90,18 @@ class AnswerFormat:
 
     def _invalid(self, reason: str) -> LlmError:
         return LlmError("LLM_INVALID_CONSTRAINT", kind=self.kind, reason=reason)
+
+
+def _moved(part: Any) -> Any:
+    """A part of a schema that is no longer the root: its references to the root, or into it, say where that is now."""
+    if isinstance(part, list):
+        return [_moved(inner) for inner in part]
+    if not isinstance(part, dict):
+        return part
+    return {name: _reference(inner) if name == "$ref" else _moved(inner) for name, inner in part.items()}
+
+
+def _reference(place: Any) -> Any:
+    if not isinstance(place, str) or not place.startswith("#") or place.startswith(tuple(f"#/{at}/" for at in _SHARED)):
+        return _moved(place)
+    return f"#/properties/{_PROPERTY}{place[1:].rstrip('/')}"

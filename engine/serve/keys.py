@@ -53,7 +53,12 @@ class ApiKeys:
     def reached_as(self, host: str) -> bool:
         """May a request's ``Host`` be this? Without keys only a name of this host: a page whose own name was made to
         point here (DNS rebinding) is not to use the model through its reader's browser."""
-        return self._names is not None or _is_loopback(urlsplit(f"//{host}").hostname or "")
+        if self._names is not None:
+            return True
+        try:
+            return _is_loopback(urlsplit(f"//{host}").hostname or "")
+        except ValueError:  # no name of any host
+            return False
 
     def check_host(self, host: str) -> None:
         """Raises LLM_SERVE_NEEDS_KEY where others than this host's users could come in without a key."""

@@ -287,6 +287,13 @@ def test_constraints_become_schemas_whose_root_is_an_object() -> None:
     assert whole.read('{"a": 1}') == '{"a": 1}'
     listed = AnswerFormat(Constraint(kind="json_schema", text='{"type": "array"}'))
     assert listed.read('{"answer": [1, 2]}') == "[1,2]"
+    referring = {"type": "array", "items": {"anyOf": [{"$ref": "#/$defs/n"}, {"$ref": "#"}]}, "$defs": {"n": {}}}
+    wrapped = schema(AnswerFormat(Constraint(kind="json_schema", text=json.dumps(referring))))
+    assert wrapped["$defs"] == {"n": {}}
+    assert wrapped["properties"]["answer"] == {
+        "type": "array",
+        "items": {"anyOf": [{"$ref": "#/$defs/n"}, {"$ref": "#/properties/answer"}]},
+    }
     for kind, text in (("grammar", 'start: "a"'), ("json_schema", "nonsense")):
         with pytest.raises(LlmError, match="LLM_INVALID_CONSTRAINT"):
             AnswerFormat(Constraint(kind=kind, text=text))  # type: ignore[arg-type]

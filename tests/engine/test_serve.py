@@ -218,6 +218,44 @@ def test_what_is_wrong_is_told_by_name(
     connection.close()
 
 
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"top_k": 2**40}, 200),
+        ({"top_k": 2**63 - 1}, 200),
+        ({"temperature": 1e308}, 200),
+        ({"temperature": 5e-324}, 200),
+        ({"top_p": 5e-324}, 200),
+        ({"seed": -(2**63)}, 200),
+        ({"seed": 2**63 - 1, "n": 2}, 200),
+        ({"stop": ["", "\U0001f600"]}, 200),
+        ({"user": "a/b\n" * 100}, 200),
+        ({"guided_choice": ["", "a"]}, 200),
+        ({"guided_choice": ["a", "a"]}, 200),
+        ({"prompt": [0]}, 200),
+        ({"prompt": ""}, 400),
+        ({"prompt": []}, 400),
+        ({"prompt": [[]]}, 400),
+        ({"prompt": [-1]}, 400),
+        ({"prompt": [2**70]}, 400),
+        ({"max_tokens": 2**70}, 400),
+        ({"guided_choice": []}, 400),
+        ({"guided_json": "{"}, 400),
+        ({"guided_json": {"type": "object", "properties": 5}}, 400),
+        ({"response_format": {"type": "json_schema"}}, 400),
+    ],
+)
+def test_values_at_the_limits_end_no_server(served: Served, changes: dict[str, Any], status: int) -> None:
+    """Answered or refused: what a client sends never fails in the engine, which all clients share."""
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    body = {"model": "small", "prompt": "x", "max_tokens": 2, "temperature": 1} | changes
+    connection.request("POST", "/v1/completions", json.dumps(body), headers)
+    response = connection.getresponse()
+    assert response.status == status, response.read()
+    connection.close()
+
+
 def test_harmless_parameters_are_taken() -> None:
     body = (
         b'{"model": "m", "prompt": "x", "store": true, "logprobs": null, "presence_penalty": 0, "metadata": {"a": "b"}}'
@@ -294,6 +332,8 @@ def test_a_server_that_others_reach_needs_keys(tmp_path: Path) -> None:
         ("[::1]:8000", True),
         ("127.0.0.1", True),
         ("a.test:80", False),
+        ("[::1", False),
+        ("[x]:80", False),
         ("", False),
     ):
         assert ApiKeys(None).reached_as(host) is may
