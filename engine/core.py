@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.invariants import validate_invariants
 from spark_llm.engine.model.config import ModelConfig
 from spark_llm.engine.pipeline import Pipeline, StepRunner
-from spark_llm.engine.request import Completion, FinishReason, Request
+from spark_llm.engine.request import LEAST_WEIGHT, MOST_WEIGHT, Completion, FinishReason, Request, is_weight
 from spark_llm.engine.scheduling.accounts import Service
 from spark_llm.engine.scheduling.policies import waiting_queue
 from spark_llm.engine.scheduling.scheduler import Scheduler
@@ -111,8 +110,8 @@ class Engine:
             self._refuse(request, "LLM_INVALID_REQUEST", {"reason": "the prompt has no tokens"})
         elif max_tokens < 1:
             self._refuse(request, "LLM_INVALID_REQUEST", {"reason": f"max_tokens is {max_tokens}, below 1"})
-        elif not 0 < request.client.weight < math.inf:
-            reason = f"the client's weight is {request.client.weight}, and not a number above 0"
+        elif not is_weight(request.client.weight):
+            reason = f"the client's weight is {request.client.weight}, not {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}"
             self._refuse(request, "LLM_INVALID_REQUEST", {"reason": reason})
         elif request.constraint is not None and request.constraint.whole:
             self._at_once.append(_known_answer(request, request.constraint))

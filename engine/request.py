@@ -73,7 +73,7 @@ class Hints:
 class Client(msgspec.Struct, frozen=True):
     """Whom scheduling charges for a row: a user (or pool), and one of the user's queries.
 
-    Users share the engine by their weights (above 0), the queries of one user share alike what it gets.
+    Users share the engine by their weights (see ``is_weight``), the queries of one user share alike what it gets.
     """
 
     user: str = ""
@@ -82,6 +82,12 @@ class Client(msgspec.Struct, frozen=True):
 
 
 NOBODY = Client()
+LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6  # beyond, tokens by weight are no numbers to reckon with
+
+
+def is_weight(weight: float) -> bool:
+    """Whether clients may share by it."""
+    return LEAST_WEIGHT <= weight <= MOST_WEIGHT
 
 
 @dataclass(slots=True, eq=False)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from spark_llm.engine.request import Client
+from spark_llm.engine.request import MOST_WEIGHT, Client
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
@@ -52,4 +52,4 @@ def pool_weights(context: SparkContext) -> dict[str, float]:
         return {}
     found = spark.getAllPools()
     pools = [found.apply(number) for number in range(found.size())]
-    return {str(pool.name()): float(pool.weight()) for pool in pools if pool.weight() > 1}
+    return {str(pool.name()): min(float(pool.weight()), MOST_WEIGHT) for pool in pools if pool.weight() > 1}

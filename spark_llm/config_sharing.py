@@ -11,12 +11,12 @@ SCHEDULERS = ("dlpm", "vtc", "lpm", "fcfs")
 
 def _weight(text: str) -> float:
     weight = float(text)
-    if not 0 <= weight < float("inf"):
+    if weight and not 1e-6 <= weight <= 1e6:  # engines refuse others
         raise ValueError
     return weight
 
 
-WEIGHT = Kind("a number above 0, or 0 for that of the pool", _weight)
+WEIGHT = Kind("a number from 1e-6 to 1e6, or 0 for that of the pool", _weight)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -86,14 +86,15 @@ class UserAccount(Account):
 
 
 class QueryAccount(Account):
-    """order: its waiting rows; None: they wait elsewhere."""
+    """order: its waiting rows; None: they wait elsewhere. left_at: step when the last one of its rows left."""
 
-    __slots__ = ("order", "user")
+    __slots__ = ("left_at", "order", "user")
 
     def __init__(self, user: UserAccount, name: str) -> None:
         super().__init__(user.accounts, name, 1.0)
         self.user = user
         self.order: Order | None = None
+        self.left_at = -1
 
     def peek(self) -> Row:
         assert self.order is not None
@@ -136,6 +137,7 @@ class Accounts:
         query.rows -= 1
         query.user.rows -= 1
         if not query.rows:
+            query.left_at = step
             self._idle.append((step, query))
 
     def sweep(self, oldest: int) -> Iterator[QueryAccount]:
@@ -143,8 +145,8 @@ class Accounts:
         while self._idle and self._idle[0][0] < oldest:
             _, query = self._idle.popleft()
             user = query.user
-            if query.rows or user.queries.get(query.name) is not query:
-                continue
+            if query.rows or query.left_at >= oldest or user.queries.get(query.name) is not query:
+                continue  # it came again; where it is gone again, a later entry says so
             query.collect()
             del user.queries[query.name]
             self._leave(query)

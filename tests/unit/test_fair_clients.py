@@ -43,7 +43,7 @@ def test_who_asks(properties: dict[str, str], settings: dict[str, str], user: st
     assert (header.client, header.client_weight, header.query) == (user, weight, "7")
 
 
-@pytest.mark.parametrize("text", ["-1", "inf", "nan", "much", ""])
+@pytest.mark.parametrize("text", ["-1", "inf", "nan", "1e-310", "1e7", "much", ""])
 def test_weights_that_are_none(text: str) -> None:
     with pytest.raises(LlmError) as caught:
         conf({"client.weight": text})

@@ -7,12 +7,14 @@ import random
 import numpy as np
 import pytest
 
+from spark_llm.engine.cache.manager import CacheManager
 from spark_llm.engine.cache.radix import RadixTree
 from spark_llm.engine.prefix import sort_key
 from spark_llm.engine.request import Client, Request, SamplingParams
 from spark_llm.engine.scheduling.accounts import Accounts, QueryAccount
 from spark_llm.engine.scheduling.fair import FairQueue
 from spark_llm.engine.scheduling.row import Row
+from spark_llm.engine.scheduling.scheduler import Scheduler
 from spark_llm.engine.scheduling.sharing import Counters, Deficits
 from spark_llm.engine.scheduling.waiting import FirstComeFirstServed, LongestPrefixFirst
 
@@ -203,3 +205,17 @@ def test_eviction_hears_of_the_rows_of_all_clients(seed: int) -> None:
 
 def _shared(a: list[int], b: list[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def test_a_client_that_goes_twice_is_kept_as_long_as_a_step_is_about_it() -> None:
+    """Its account must not be another's when what it reserved in that step is returned."""
+    s = Scheduler(CacheManager(64, 1), dlpm().queue, max_batch_tokens=16, max_running_rows=8)
+    plans = []
+    for row in range(2):
+        s.add(Request(row, np.array([row, 5], np.int32), SamplingParams(max_tokens=2), client=Client("first")))
+        plans.append(s.plan())
+        s.cancel(row)
+    s.commit(plans[0], np.array([7], np.int32), ())
+    s.add(Request(2, np.array([2, 5], np.int32), SamplingParams(max_tokens=2), client=Client("second")))
+    s.commit(plans[1], np.array([7], np.int32), ())
+    assert [(user, service.tokens) for user, service in s.accounts.status().items()] == [("second", 0.0)]

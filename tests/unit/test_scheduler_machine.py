@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NoReturn, cast
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -215,11 +216,23 @@ def build(
     cache = CacheManager(pages, page_size)
     runner = FakeRunner(cache, page_size, first_token, eos_id=first_token, depth=depth)
     spec = EngineSpec(page_size=page_size, max_batch_tokens=batch, max_running_rows=running, check_invariants=True)
-    engine = Engine(spec, cast(Any, runner), cache, cast(Any, None), "float32")
-    queue = QUEUES[scheduler](patience)
-    engine.scheduler.waiting = engine.scheduler.charging.waiting = queue
-    cache.eviction.follow(queue)
+    with patch("spark_llm.engine.core.waiting_queue", lambda *_: QUEUES[scheduler](patience)):
+        engine = Engine(spec, cast(Any, runner), cache, cast(Any, None), "float32")
     return engine, runner
+
+
+def test_a_weight_that_is_none_is_refused() -> None:
+    """It would be the end of the engine, and of all others' rows."""
+    engine, _ = build(page_size=1, pages=64, batch=8, running=2, scheduler="dlpm")
+    weights = [1e-310, float("nan"), float("inf"), 0.0, 1e-6, 1e6]
+    for row, weight in enumerate(weights):
+        params = SamplingParams(max_tokens=1)
+        engine.add(Request(row, np.array([3, 4], np.int32), params, client=Client(f"c{row}", "", weight)))
+    done = {}
+    while engine.has_work():
+        done.update((answer.id, answer.error) for answer in engine.step())
+    assert [done[row] is None for row in range(len(weights))] == [False, False, False, False, True, True]
+    assert (done[0] or ("", {}))[0] == "LLM_INVALID_REQUEST"
 
 
 class EngineMachine(RuleBasedStateMachine):

@@ -5,13 +5,13 @@ Pure bookkeeping: no sockets, no threads (whoever shares it between threads lock
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
 
+from spark_llm.engine.request import is_weight
 from spark_llm.engine.service.routing.fleet import Fleet
 from spark_llm.engine.service.routing.group import OUTPUT_WEIGHT, PrefixGroup
 from spark_llm.engine.service.routing.holdings import Holdings
@@ -117,11 +117,11 @@ class Router:
     def dispatch(self, group: PrefixGroup) -> list[Share]:
         """Where the group's rows go: the first rows to the first share.
 
-        LookupError: there is no engine. ValueError: the weight is not a number above 0.
+        LookupError: there is no engine. ValueError: the weight is none (see is_weight).
         """
         if not self._engines:
             raise LookupError("no engine")
-        if not 0 < group.weight < math.inf:
+        if not is_weight(group.weight):
             raise ValueError(f"a weight of {group.weight}")
         if group.rows < 1:
             return []
