@@ -41,9 +41,9 @@ _FORMATS = {"date": "DATE", "date-time": "TIMESTAMP"}
 _NOTES = {"title", "default", "examples", "deprecated", "$schema", "$id", "$comment"}  # nothing for an answer
 _MAX_VALUES = 10_000  # of one answer, counted at its places; $ref can write a schema far larger than its text
 _MAX_DEPTH = 32
-_KINDS = {
-    **dict.fromkeys(("properties", "patternProperties", "$defs", "definitions"), (Mapping, "an object")),
-    **dict.fromkeys(("anyOf", "oneOf", "allOf", "required", "enum"), (list, "an array")),
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    **dict.fromkeys(("properties", "patternProperties", "$defs", "definitions"), ((dict,), "an object")),
+    **dict.fromkeys(("anyOf", "oneOf", "allOf", "required", "enum"), ((list,), "an array")),
     **dict.fromkeys(("minimum", "maximum"), ((int, float), "a number")),
 }  # of the keywords' values that are read here
 
@@ -249,8 +249,8 @@ class _Reader:
         if not isinstance(schema, Mapping):
             return schema
         for name in _KINDS.keys() & schema.keys():
-            kind, expected = _KINDS[name]
-            if not isinstance(schema[name], kind) or isinstance(schema[name], bool):
+            types, expected = _KINDS[name]
+            if not isinstance(schema[name], types) or isinstance(schema[name], bool):
                 raise self._error(f"{name} is {json.dumps(schema[name])[:40]}, which is not {expected}")
         held = {name: self._part(name, part) for name, part in schema.items() if name not in _NOTES}
         kind = schema.get("type")
