@@ -157,15 +157,13 @@ class Accounts:
                 self._leave(user)
             yield query
 
-    def moved(self, query: QueryAccount, running: int) -> None:
-        """So many rows more (below 0: fewer) of the query run."""
-        query.running += running
-        query.user.running += running
-
     def charge(self, query: QueryAccount, tokens: float) -> None:
         """Charge the query and its user for one row; below 0: return it."""
-        query.charge(tokens)
-        query.user.charge(tokens)
+        user = query.user
+        query.service += tokens  # not by Account.charge: for each row that is admitted
+        query.balance -= tokens  # of weight 1
+        user.service += tokens
+        user.balance -= tokens / user.weight
 
     def charge_each(self, slots: Slots, tokens: float) -> None:
         """Charge ``tokens`` for each of ``slots``, those of the rows' queries."""
