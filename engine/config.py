@@ -17,8 +17,8 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 class BackendSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A server that speaks OpenAI's protocol and computes in an engine's place; the engine's process asks it.
 
-    url: up to ``/v1``. key_env, key_file: where the API key is; both "": there is none. concurrency: most requests under
-    way. rpm, tpm: most requests and tokens a minute of this process; 0: no limit. timeout: of a request, in seconds.
+    url: up to ``/v1``. key_env, key_file: where the API key is; both "": there is none. concurrency: most requests at a
+    time. rpm, tpm: most requests and tokens a minute of this process; 0: no limit. timeout: of a request, in seconds.
     retries: how often a row is sent again after what may pass.
     """
 
