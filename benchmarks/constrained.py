@@ -98,7 +98,8 @@ def label_of(text: str) -> str | None:
 
 def classify(engine: Engine, rows: int) -> list[Labels]:
     assert engine.text is not None
-    reviews = CATALOGUE["movies"].load()["reviews"].head(rows)
+    reviews = CATALOGUE["movies"].load()["reviews"]
+    reviews = reviews.groupby("verdict").head(rows // 2)  # as many of each, so that always one label is half right
     prompts = [prompt(engine, QUESTION, quote) for quote in reviews["quote"]]
     truth = [LABELS[verdict] for verdict in reviews["verdict"]]
     labels = engine.text.constrain(None, Constraint(kind="choices", choices=tuple(LABELS.values())))
