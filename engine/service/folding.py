@@ -202,8 +202,14 @@ class Folding:
         return told, False
 
     def _prune(self, flight: Flight) -> bool:
-        """Forget rows of closed streams; whether any is left."""
+        """Forget rows of closed streams, and these the flight; whether any row is left.
+
+        A stream is closed before the engine hears of it. What ends meanwhile must not be cancelled then.
+        """
         if any(stream.closed for stream, _ in flight.rows):
+            for stream, _ in flight.rows:
+                if stream.closed:
+                    stream.flights.discard(flight)
             flight.rows = [(stream, row) for stream, row in flight.rows if not stream.closed]
         return bool(flight.rows)
 

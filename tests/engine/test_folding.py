@@ -94,6 +94,28 @@ def test_a_row_of_a_closed_stream_does_not_keep_a_request() -> None:
     assert folding.close(first) == [3]
 
 
+def test_what_streams_share_that_close_at_once_is_cancelled_once() -> None:
+    """Streams are closed by their own threads before the engine's thread hears of it, one after the other."""
+    folding, first, second = Folding(), Stream("q"), Stream("q")
+    (flight,) = folding.claim(first, [0], [b"a"]).flights
+    fly(flight, 7)
+    folding.claim(second, [0], [b"a"])
+    first.closed = second.closed = True
+    assert folding.close(first) == [7]
+    assert folding.close(second) == []
+
+
+def test_what_ends_before_the_engine_hears_that_its_leader_closed_is_not_cancelled() -> None:
+    folding, first, second = Folding(), Stream("q"), Stream("q")
+    (flight,) = folding.claim(first, [0], [b"a"]).flights
+    fly(flight, 7)
+    folding.claim(second, [0], [b"a"])
+    first.closed = True
+    told, _ = folding.settle(flight, completion(7, [1]))
+    assert list(told) == [second]
+    assert folding.close(first) == []
+
+
 def test_a_refusal_is_the_answer_of_all_and_is_not_kept() -> None:
     folding, first, second = Folding(), Stream("q"), Stream("q")
     (flight,) = folding.claim(first, [1], [b"k"]).flights
