@@ -39,7 +39,7 @@ IN_PROCESS := $(addprefix tests/engine/,test_exact_*.py test_text_*.py test_load
 # processes and measure what fits.
 test: $(STAMP) ## the test suite, but for what `make test-all` adds
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests/unit tests/kernels $(IN_PROCESS)
-	@$(BIN)/pytest -m "not slow" tests/engine tests/faults $(IN_PROCESS:%=--ignore-glob=%)
+	@$(BIN)/pytest -n 2 --dist loadfile -m "not slow" tests/engine tests/faults $(IN_PROCESS:%=--ignore-glob=%)
 	@$(BIN)/pytest -n 2 --dist loadfile -m "not slow" tests/spark
 
 test-all: test ## and the long comparisons of rules on and off
