@@ -149,6 +149,7 @@ def test_a_small_query_does_not_wait_for_a_backfill(driver: Driver) -> None:
     assert driver.answers("small") == small, "the same answers alone, from the cache or not"
 
 
+@pytest.mark.slow
 def test_what_is_cancelled_leaves_the_other_query_complete_and_right(driver: Driver) -> None:
     engines = driver.engines
     driver.run("endless", 100, first=10_000, length=8000)
@@ -165,6 +166,7 @@ def test_what_is_cancelled_leaves_the_other_query_complete_and_right(driver: Dri
     assert driver.answers("again") == answers, "one task, nothing beside it, nothing remembered"
 
 
+@pytest.mark.slow
 def test_killed_workers_killed_tasks_and_a_limit_leave_nothing_behind(driver: Driver) -> None:
     engines = driver.engines
     for turn, how in enumerate(("workers", "tasks")):
