@@ -37,6 +37,9 @@ IN_PROCESS := $(addprefix tests/engine/,test_exact_*.py test_text_*.py test_load
 
 # Two Sparks side by side, and two processes for what needs none; engines and their faults alone, as they count
 # processes and measure what fits.
+# Tests' JVMs live for minutes: what the second compiler costs they never get back, and two of them share two cores.
+test test-all: export JDK_JAVA_OPTIONS := -XX:TieredStopAtLevel=1 -XX:+UseSerialGC
+
 test: $(STAMP) ## the test suite, but for what `make test-all` adds
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests/unit tests/kernels $(IN_PROCESS)
 	@$(BIN)/pytest -n 2 --dist loadfile -m "not slow" tests/engine tests/faults $(IN_PROCESS:%=--ignore-glob=%)

@@ -93,6 +93,7 @@ def test_calls_are_those_of_the_levels_in_any_order_of_rows(small: FakeModel) ->
     assert None not in (found["a"], found["b"], found[None])
 
 
+@pytest.mark.slow
 def test_other_aggregates_filter_having_and_distinct(small: FakeModel) -> None:
     spark = small.spark
     alone = {row.g: row.a for row in spark.sql(f"SELECT g, {AGG} AS a FROM r GROUP BY g").collect()}
@@ -112,6 +113,7 @@ def test_other_aggregates_filter_having_and_distinct(small: FakeModel) -> None:
     assert rows[2].few is None
 
 
+@pytest.mark.slow
 def test_without_keys_over_nothing_and_in_a_subquery(small: FakeModel) -> None:
     spark = small.spark
     assert spark.sql(f"SELECT {AGG} AS a FROM r WHERE n > 1000").collect() == [Row(a=None)]
@@ -125,6 +127,7 @@ def test_without_keys_over_nothing_and_in_a_subquery(small: FakeModel) -> None:
     assert c.a is None
 
 
+@pytest.mark.slow
 def test_columns_and_explain(small: FakeModel) -> None:
     frame = small.spark.table("r").where("g = 'b'").groupBy("g")
     found = frame.agg(
@@ -140,6 +143,7 @@ def test_columns_and_explain(small: FakeModel) -> None:
     assert found.schema["a"].dataType.simpleString() == "string"
 
 
+@pytest.mark.slow
 def test_a_chunk_that_fails_leaves_no_answer_about_the_rest(small: FakeModel) -> None:
     spark = small.spark
     spark.sql("SELECT * FROM r UNION ALL SELECT 'a', 'fail', 0").createOrReplaceTempView("failing")
@@ -151,6 +155,7 @@ def test_a_chunk_that_fails_leaves_no_answer_about_the_rest(small: FakeModel) ->
         spark.sql(query.replace("=> 12", "=> 12, failOnError => true")).collect()
 
 
+@pytest.mark.slow
 def test_one_large_group_has_small_rows(model: FakeModel) -> None:
     rows = 200_000
     [row] = model.spark.sql(f"SELECT ai_agg('t' || id, 'What?') AS a, max(id) AS m FROM range({rows})").collect()

@@ -103,6 +103,7 @@ def test_answers_are_those_of_the_built_in_engine(session: SparkSession, server:
     assert local.prompt_tokens == report.prompt_tokens
 
 
+@pytest.mark.slow
 def test_typed_answers_are_kept_to_their_types_by_the_server(session: SparkSession) -> None:
     session.conf.set("spark.llm.maxOutputLength", "40")
     query = "SELECT id, llm('Is it hard?', thing, returns => 'BOOLEAN') AS hard FROM things WHERE id < 4"
@@ -130,6 +131,7 @@ def test_the_key_is_in_no_setting_and_no_log(
     assert KEY not in log
 
 
+@pytest.mark.slow
 def test_a_wrong_key_ends_the_query(session: SparkSession, tmp_path: Path) -> None:
     (tmp_path / "wrong").write_text("key-that-nobody-knows-0002")
     session.conf.set("spark.llm.backend.keyFile", str(tmp_path / "wrong"))
@@ -140,6 +142,7 @@ def test_a_wrong_key_ends_the_query(session: SparkSession, tmp_path: Path) -> No
         answers(session)
 
 
+@pytest.mark.slow
 def test_rows_of_a_server_that_dies_are_nulls_or_the_querys_error(session: SparkSession, model: str) -> None:
     own = Server(model, Path(model.removeprefix("dummy:")) / "key")
     try:

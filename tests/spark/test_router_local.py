@@ -25,6 +25,7 @@ def answers(session: SparkSession) -> dict[int, str]:
     return {row.id: row.a for row in session.range(0, ROWS, 1, 4).selectExpr("id", f"{ASK} AS a").collect()}
 
 
+@pytest.mark.slow
 def test_engines_of_an_executor_answer_as_one(session: SparkSession) -> None:
     owner = session.sparkContext._jvm.java.lang.ProcessHandle.current().pid()
     before = {engine.pid for engine in list_engines()}
