@@ -41,13 +41,13 @@ IN_PROCESS := $(addprefix tests/engine/,test_exact_*.py test_text_*.py test_load
 test test-all: export JDK_JAVA_OPTIONS := -XX:TieredStopAtLevel=1 -XX:+UseSerialGC
 
 test: $(STAMP) ## the test suite, but for what `make test-all` adds
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests/unit tests/kernels $(IN_PROCESS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow" tests/unit tests/kernels $(IN_PROCESS)
 	@$(BIN)/pytest -n 2 --dist loadfile -m "not slow" tests/engine tests/faults $(IN_PROCESS:%=--ignore-glob=%)
 	@$(BIN)/pytest -n 2 --dist loadfile -m "not slow" tests/spark
 
 test-all: test ## and the long comparisons of rules on and off
 	@$(BIN)/pytest -n 2 --dist loadfile -m slow tests/spark
-	@$(BIN)/pytest -m slow tests/faults
+	@$(BIN)/pytest -m slow tests/engine tests/faults
 
 lint: $(STAMP) ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check .

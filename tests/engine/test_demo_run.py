@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.spark, pytest.mark.model]
+pytestmark = [pytest.mark.spark, pytest.mark.model, pytest.mark.slow]
 
 QUERY = """-- Filter: a small one
 -- data: movies

@@ -30,7 +30,7 @@ from spark_llm.functions.registry import Registry
 from spark_llm.optimizer import rules
 from spark_llm.udf import pandas_function
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.slow]
 
 cloudpickle.register_pickle_by_value(__import__(__name__))
 
