@@ -35,9 +35,8 @@ demo: $(STAMP) ## five LLM queries over real tables, with what the engine reused
 # Tests that run models in their own process, a thread each so that two of them do not share cores.
 IN_PROCESS := $(addprefix tests/engine/,test_exact_*.py test_text_*.py test_loader.py test_rollback.py)
 
-# Two Sparks side by side, and two processes for what needs none; engines and their faults alone, as they count
-# processes and measure what fits.
-# Tests' JVMs live for minutes: what the second compiler costs they never get back, and two of them share two cores.
+# Two processes side by side; those of engines and their faults look at their own engines only. Tests' JVMs live for
+# minutes: what the second compiler costs they never get back.
 test test-all: export JDK_JAVA_OPTIONS := -XX:TieredStopAtLevel=1 -XX:+UseSerialGC
 
 test: $(STAMP) ## the test suite, but for what `make test-all` adds
