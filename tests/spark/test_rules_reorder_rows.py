@@ -19,7 +19,7 @@ from pyspark.sql import SparkSession
 from spark_llm.functions import registry
 from spark_llm.optimizer.catalyst import runner
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.slow]
 
 
 @pytest.fixture
