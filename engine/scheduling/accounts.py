@@ -7,6 +7,7 @@ in arrays; an account takes in what was charged to it (``collect``) when somebod
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -33,7 +34,7 @@ class Service(NamedTuple):
     running: int
 
 
-class Account:
+class Account(ABC):
     """A user or a query, as long as it has rows here.
 
     service: weighted tokens charged, less those returned. balance: how much more it may be given, by weight, before
@@ -65,9 +66,9 @@ class Account:
         self.service += tokens
         self.balance -= tokens / self.weight
 
+    @abstractmethod
     def peek(self) -> Row:
         """The row of it that is to be admitted next; one waits."""
-        raise NotImplementedError
 
 
 class UserAccount(Account):

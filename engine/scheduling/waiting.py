@@ -7,6 +7,7 @@ section 4). Pure longest-prefix-first starves rows that share nothing, so old ro
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Protocol
 
@@ -54,7 +55,7 @@ class WaitingQueue(Upcoming, Protocol):
         """The query has no rows here any more, and its account is closed."""
 
 
-class Order:
+class Order(ABC):
     """What orders have in common: an index in prefix order, and rows that return, which go first."""
 
     shares = False
@@ -96,10 +97,10 @@ class Order:
     def price(self, row: Row, before: RowState) -> int:
         return computed_tokens(row, before)
 
-    def credited(self, query: QueryAccount) -> None:
+    def credited(self, query: QueryAccount) -> None:  # noqa: B027 (an order knows no clients)
         pass
 
-    def gone(self, query: QueryAccount) -> None:
+    def gone(self, query: QueryAccount) -> None:  # noqa: B027
         pass
 
     def next_use(self, path: bytes, beyond: int) -> tuple[int, Use] | None:
@@ -114,13 +115,13 @@ class Order:
         shared = max(shared, longest)
         return (shared, AT_ONCE) if shared > beyond else None
 
+    @abstractmethod
     def when(self, first: Row, path: bytes) -> Use:
         """When a row that begins with ``path`` is admitted; ``first`` is the first such row in prefix order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _choose(self) -> Row:
         """The row to admit next, of at least one."""
-        raise NotImplementedError
 
 
 class FirstComeFirstServed(Order):

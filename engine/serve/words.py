@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from spark_llm.engine.request import Completion, FinishReason
 
 
-class Words:
+class Words(ABC):
     """How one of the routes says things; for one response."""
 
     kind = ""
@@ -29,14 +30,14 @@ class Words:
     def chunk_head(self) -> dict[str, object]:
         return {**self._head, "object": self.chunk_kind}
 
-    def choice(self, number: int, text: str, reason: str) -> dict[str, object]:
-        raise NotImplementedError
+    @abstractmethod
+    def choice(self, number: int, text: str, reason: str) -> dict[str, object]: ...
 
     def opening(self, number: int) -> dict[str, object] | None:
         return None
 
-    def delta(self, number: int, text: str, reason: str | None) -> dict[str, object]:
-        raise NotImplementedError
+    @abstractmethod
+    def delta(self, number: int, text: str, reason: str | None) -> dict[str, object]: ...
 
 
 class ChatWords(Words):

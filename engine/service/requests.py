@@ -94,9 +94,10 @@ class Requests(threading.Thread):
             keys = [None if flight.key is None else flight.key[1] for flight in claim.flights]
             found = self._loop.results.find(self._stream.cache, keys)
         column = batch.column("choices")
-        for at, position in enumerate(claim.positions):
-            if found[at] is None and column[position].is_valid:
-                found[at] = _without_choice(column[position].as_py())
+        if column.null_count < len(column):
+            for at, position in enumerate(claim.positions):
+                if found[at] is None and column[position].is_valid:
+                    found[at] = _without_choice(column[position].as_py())
         new = [position for position, known in zip(claim.positions, found, strict=True) if known is None]
         computed = iter(self._within_budget(_rows(batch, new)))
         return [next(computed) if known is None else known for known in found]
@@ -122,6 +123,7 @@ class Requests(threading.Thread):
         prompts, instruction_tokens, shared_tokens = self._text.encode_rows(header, batch)
         constraints = self._constraints(batch)
         is_stopped = self._text.stop_checker(header.params.stop)
+        params = {constraint: _bounded(header.params, constraint) for constraint in set(constraints)}
         client = Client(header.client, header.query, header.client_weight)
         following = shared_with_next(prompts)
         if loop.held is not None:
@@ -130,7 +132,7 @@ class Requests(threading.Thread):
             Request(
                 id=loop.next_id(),
                 prompt=prompt,
-                params=_bounded(header.params, constraint),
+                params=params[constraint],
                 client=client,
                 instruction_tokens=tokens,
                 seed=seed,

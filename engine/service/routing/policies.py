@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -39,20 +40,20 @@ class Policy(Protocol):
         """``rows`` rows of the part are done, or given up, and took ``service`` in truth."""
 
 
-class Whole:
+class Whole(ABC):
     """A group goes to one engine as a whole; who sent it does not matter."""
 
     def place(self, group: PrefixGroup, missing: Floats, fleet: Fleet) -> list[Part]:
         engine = self.choose(group, missing, fleet)
         return [Part(engine, group.rows, float(missing[engine]) + group.rows * group.row_cost)]
 
+    @abstractmethod
     def choose(self, group: PrefixGroup, missing: Floats, fleet: Fleet) -> int:
         """The number of an engine that is there."""
-        raise NotImplementedError
 
-    def engine_added(self, engine: int) -> None: ...
+    def engine_added(self, engine: int) -> None: ...  # noqa: B027 (nothing is kept of engines)
 
-    def settle(self, part: Part, client: str, rows: int, service: float) -> None: ...
+    def settle(self, part: Part, client: str, rows: int, service: float) -> None: ...  # noqa: B027
 
 
 class RoundRobin(Whole):
