@@ -17,7 +17,7 @@ from spark_llm.engine.scheduling.accounts import Accounts
 from spark_llm.engine.scheduling.lanes import Flags
 from spark_llm.engine.scheduling.plan import StepPlan
 from spark_llm.engine.scheduling.row import Row, RowState, Scheduled
-from spark_llm.engine.scheduling.waiting import WaitingQueue, computed_tokens
+from spark_llm.engine.scheduling.waiting import WaitingQueue
 
 OUTPUT_COST = 2.0  # of a token of an answer; a token of a prompt costs 1
 
@@ -48,8 +48,8 @@ class Charging:
     def share(self, scheduled: Scheduled, before: RowState) -> None:
         """A row got a share of the step that is being planned."""
         row = scheduled.row
-        scheduled.charge = self.waiting.price(row, before)
-        scheduled.first = computed_tokens(row, before)
+        scheduled.first = row.computed - before.computed
+        scheduled.charge = self.waiting.price(row, before, scheduled.first)
         scheduled.again = row.recomputed - before.recomputed
         if row.request.constraint is not None:
             scheduled.charge += scheduled.count - scheduled.first - scheduled.again

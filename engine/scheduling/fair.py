@@ -1,7 +1,8 @@
 """Waiting rows by client: who is next is decided among users, then among the user's queries, then among its rows.
 
 Each query's rows have an order of their own, and queries and users show one row each, their next. So the choice costs
-O(log clients + log waiting), and a user with a hundred queries has one share.
+O(log clients + log waiting), and a user with a hundred queries has one share. A query whose rows alone wait takes what
+it likes: nobody has to be told apart, and what it took then is settled when that ends.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from sortedcontainers import SortedKeyList
 
 from spark_llm.engine.cache.eviction import AT_ONCE, Use
 from spark_llm.engine.prefix import KEY_BYTES, shared_tokens
-from spark_llm.engine.scheduling.accounts import QueryAccount
+from spark_llm.engine.scheduling.accounts import QueryAccount, UserAccount
 from spark_llm.engine.scheduling.row import Row, RowState
 from spark_llm.engine.scheduling.sharing import Sharing
 from spark_llm.engine.scheduling.waiting import Order, longest_start, prefix_order
@@ -32,17 +33,24 @@ class FairQueue:
         self._new_order = order
         self._users = sharing()
         self._count = 0
+        self._alone: QueryAccount | None = None  # the query that all waiting rows are of
+        self._taken: Row | None = None  # the last one since it has been alone
         # For eviction, which asks about all rows: those of the first query (one alone needs no index but its order's),
         # and all others.
         self._first: QueryAccount | None = None
         self._others: SortedKeyList[Row] = SortedKeyList(key=prefix_order)
         self._returned: dict[Row, None] = {}  # others, that go first
-        self._cursor = b""
 
     def __len__(self) -> int:
         return self._count
 
     def push(self, row: Row) -> None:
+        alone = self._alone
+        if alone is not None and row.account is alone:
+            assert alone.order is not None
+            alone.order.push(row)
+            self._count += 1
+            return
         query, order = self._begin(row)
         order.push(row)
         if query is not self._first:
@@ -57,14 +65,21 @@ class FairQueue:
         self._came(query, order)
 
     def peek(self) -> Row | None:
+        if self._alone is not None:
+            return self._alone.peek()
         return self._users.pick().peek() if self._count else None
 
     def take(self, row: Row) -> None:
         query, order, sharing = _places(row)
         order.take(row)
-        sharing.taken(row)
-        self._users.taken(row)
-        self._cursor = row.key
+        if query is self._alone:
+            self._taken = row
+            if self._count > 1:
+                self._count -= 1
+                return
+        else:
+            sharing.taken(row)
+            self._users.taken(row)
         self._left(row, query, order, sharing)
 
     def remove(self, row: Row) -> None:
@@ -72,8 +87,8 @@ class FairQueue:
         order.remove(row)
         self._left(row, query, order, sharing)
 
-    def price(self, row: Row, before: RowState) -> int:
-        return self._users.price(row, before)
+    def price(self, row: Row, before: RowState, first: int) -> int:
+        return self._users.price(row, before, first)
 
     def credited(self, query: QueryAccount) -> None:
         if query.order is not None and len(query.order):
@@ -134,11 +149,13 @@ class FairQueue:
             user.sharing.change(query)
             self._users.change(user)
             return
+        self._end_alone()
         user.sharing.enter(query)
         if len(user.sharing) > 1:
             self._users.change(user)
         else:
             self._users.enter(user)
+        self._begin_alone()
 
     def _left(self, row: Row, query: QueryAccount, order: Order, sharing: Sharing) -> None:
         self._count -= 1
@@ -149,12 +166,42 @@ class FairQueue:
                 self._others.remove(row)
         if len(order):
             sharing.change(query)
-        else:
-            sharing.leave(query)
+            self._users.change(query.user)
+            return
+        self._end_alone()
+        sharing.leave(query)
         if len(sharing):
             self._users.change(query.user)
         else:
             self._users.leave(query.user)
+        self._begin_alone()
+
+    def _begin_alone(self) -> None:
+        """Where one query is left, or the first that came, nothing is kept but the order of its rows."""
+        user = self._users.lone
+        if user is None:
+            return
+        assert isinstance(user, UserAccount)
+        assert user.sharing is not None
+        query = user.sharing.lone
+        if query is None:
+            return
+        assert isinstance(query, QueryAccount)
+        self._alone = query
+        if query is not self._first:
+            self._first = query
+            self._others.clear()
+            self._returned.clear()
+
+    def _end_alone(self) -> None:
+        """What the query took while it was alone is paid by the quanta that it would have been given meanwhile."""
+        row, self._taken, self._alone = self._taken, None, None
+        if row is None:
+            return
+        sharing = _places(row)[2]
+        for level in (self._users, sharing):
+            level.pick()
+            level.taken(row)
 
 
 def _places(row: Row) -> tuple[QueryAccount, Order, Sharing]:

@@ -15,11 +15,16 @@ from sortedcontainers import SortedKeyList
 
 from spark_llm.engine.scheduling.accounts import Account
 from spark_llm.engine.scheduling.row import Row, RowState
-from spark_llm.engine.scheduling.waiting import computed_tokens, nearest, prefix_order
+from spark_llm.engine.scheduling.waiting import nearest, prefix_order
 
 
 class Sharing(Protocol):
-    """An admission filter over members, users or the queries of one: those with waiting rows, and which is next."""
+    """An admission filter over members, users or the queries of one: those with waiting rows, and which is next.
+
+    lone: the one that waits, if it is the only one; picking it needs no bookkeeping but its quanta.
+    """
+
+    lone: Account | None
 
     def __len__(self) -> int:
         """Members that wait."""
@@ -45,8 +50,11 @@ class Sharing(Protocol):
     def taken(self, row: Row) -> None:
         """The row is admitted."""
 
-    def price(self, row: Row, before: RowState) -> int:
-        """Tokens of its prompt to charge a row for that was as ``before`` says, and got a share of a step."""
+    def price(self, row: Row, before: RowState, first: int) -> int:
+        """Tokens of its prompt to charge a row for that was as ``before`` says, and got a share of a step.
+
+        first: how many of them the share computes for the first time.
+        """
 
 
 class Deficits:
@@ -61,7 +69,7 @@ class Deficits:
         self.quantum = quantum
         self.round = 0
         self._waiting: dict[Account, None] = {}
-        self._lone: Account | None = None  # the one that waits, which nothing below is needed for
+        self.lone: Account | None = None
         self._heads: SortedKeyList[Row] = SortedKeyList(key=prefix_order)  # of members with credit, the next rows
         self._owners: dict[Row, Account] = {}
         self._debtors: SortedKeyList[Account] = SortedKeyList(key=_due)
@@ -85,33 +93,33 @@ class Deficits:
     def enter(self, member: Account) -> None:
         self._waiting[member] = None
         if len(self._waiting) == 1:
-            self._lone = member
+            self.lone = member
             return
-        if self._lone is not None:
-            self._changed[self._lone] = None
-            self._lone = None
+        if self.lone is not None:
+            self._changed[self.lone] = None
+            self.lone = None
         self._changed[member] = None
 
     def leave(self, member: Account) -> None:
         del self._waiting[member]
         self._displace(member)
         self._changed.pop(member, None)
-        self._lone = None
+        self.lone = None
         if len(self._waiting) == 1:
-            self._lone = next(iter(self._waiting))
-            self._displace(self._lone)
+            self.lone = next(iter(self._waiting))
+            self._displace(self.lone)
             self._changed.clear()
 
     def change(self, member: Account) -> None:
-        if self._lone is None:
+        if self.lone is None:
             self._changed[member] = None
 
     def pick(self) -> Account:
-        if self._lone is not None:
-            if self._credit(self._lone) <= 0:
-                self._advance(self.round + self._turns(self._lone))
-                self._credit(self._lone)
-            return self._lone
+        if self.lone is not None:
+            if self._credit(self.lone) <= 0:
+                self._advance(self.round + self._turns(self.lone))
+                self._credit(self.lone)
+            return self.lone
         while True:
             for member in self._changed:
                 self._displace(member)
@@ -128,8 +136,8 @@ class Deficits:
     def taken(self, row: Row) -> None:
         self._cursor = row.key
 
-    def price(self, row: Row, before: RowState) -> int:
-        return computed_tokens(row, before)
+    def price(self, row: Row, before: RowState, first: int) -> int:
+        return first
 
     def _credit(self, member: Account) -> float:
         """The member's balance, up to date."""
@@ -193,7 +201,7 @@ class Counters:
 
     def __init__(self) -> None:
         self._waiting: dict[Account, None] = {}
-        self._lone: Account | None = None
+        self.lone: Account | None = None
         self._order: SortedKeyList[Account] = SortedKeyList(key=_due)  # due: the counter when it was put there
         self._last: Account | None = None  # that waited
         self._floor = 0.0  # the balance of the one that waited last, if it is gone
@@ -222,31 +230,31 @@ class Counters:
         member.balance = min(member.balance, self._reference())
         self._waiting[member] = None
         if len(self._waiting) == 1:
-            self._lone = member
+            self.lone = member
             return
-        if self._lone is not None:
-            self._place(self._lone)
-            self._lone = None
+        if self.lone is not None:
+            self._place(self.lone)
+            self.lone = None
         self._place(member)
 
     def leave(self, member: Account) -> None:
         del self._waiting[member]
         self._last = member
-        if self._lone is None:
+        if self.lone is None:
             self._order.remove(member)
-        self._lone = None
+        self.lone = None
         if len(self._waiting) == 1:
-            self._lone = next(iter(self._waiting))
+            self.lone = next(iter(self._waiting))
             self._order.clear()
 
     def change(self, member: Account) -> None:
-        if self._lone is None:
+        if self.lone is None:
             self._order.remove(member)
             self._place(member)
 
     def pick(self) -> Account:
-        if self._lone is not None:
-            return self._lone
+        if self.lone is not None:
+            return self.lone
         while True:
             first: Account = self._order[0]
             first.collect()
@@ -257,7 +265,7 @@ class Counters:
     def taken(self, row: Row) -> None:
         """Counters alone decide."""
 
-    def price(self, row: Row, before: RowState) -> int:
+    def price(self, row: Row, before: RowState, first: int) -> int:
         """The whole prompt, with the first share."""
         return 0 if before.high_water else row.num_prompt
 

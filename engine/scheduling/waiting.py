@@ -45,8 +45,11 @@ class WaitingQueue(Upcoming, Protocol):
     def remove(self, row: Row) -> None:
         """A waiting row is cancelled."""
 
-    def price(self, row: Row, before: RowState) -> int:
-        """Tokens of its prompt to charge a row for that was as ``before`` says, and got a share of a step."""
+    def price(self, row: Row, before: RowState, first: int) -> int:
+        """Tokens of its prompt to charge a row for that was as ``before`` says, and got a share of a step.
+
+        first: how many of them the share computes for the first time.
+        """
 
     def credited(self, query: QueryAccount) -> None:
         """Something that was charged to the query has been returned to it."""
@@ -94,8 +97,8 @@ class Order(ABC):
             self._rows.remove(row)
         self._next = None
 
-    def price(self, row: Row, before: RowState) -> int:
-        return computed_tokens(row, before)
+    def price(self, row: Row, before: RowState, first: int) -> int:
+        return first
 
     def credited(self, query: QueryAccount) -> None:  # noqa: B027 (an order knows no clients)
         pass
@@ -217,11 +220,6 @@ class LongestPrefixFirst(DepthFirst):
 def prefix_order(row: Row) -> tuple[bytes, int]:
     """The key of rows in prefix order."""
     return row.key, row.sequence
-
-
-def computed_tokens(row: Row, before: RowState) -> int:
-    """Tokens of its prompt that a row computes for the first time since ``before``."""
-    return row.computed - before.computed
 
 
 def nearest(rows: SortedKeyList[Row], cursor: bytes) -> tuple[Row, bool]:

@@ -214,6 +214,12 @@ def test_a_step_costs_the_same_however_many_rows_wait(bench):
     assert many.operations_a_scheduled_row < 1.15 * few.operations_a_scheduled_row
 
 
+def test_one_client_alone_does_not_pay_for_fairness(bench):
+    measure = bench("scheduler_scale").measure
+    fair, plain = measure(100, "dlpm", steps=20), measure(100, "lpm", steps=20)
+    assert fair.operations_a_scheduled_row < 1.05 * plain.operations_a_scheduled_row
+
+
 def test_the_performance_page_takes_what_was_measured(bench):
     write = bench("write_performance")
     page = "# A\n<!-- one -->\nold\n<!-- end -->\n<!-- two -->\n<!-- end -->\n"

@@ -219,3 +219,34 @@ def test_a_client_that_goes_twice_is_kept_as_long_as_a_step_is_about_it() -> Non
     s.add(Request(2, np.array([2, 5], np.int32), SamplingParams(max_tokens=2), client=Client("second")))
     s.commit(plans[1], np.array([7], np.int32), ())
     assert [(user, service.tokens) for user, service in s.accounts.status().items()] == [("second", 0.0)]
+
+
+def test_what_a_client_took_alone_is_not_held_against_it() -> None:
+    """It was alone for a hundred quanta; from the arrival of another on they take turns."""
+    world = dlpm(quantum=10.0)
+    for tail in range(30):
+        world.push([1, tail], "first")
+    for _ in range(10):
+        world.take(100.0)
+    for tail in range(10):
+        world.push([2, tail], "second")
+    assert 8 <= [user_of(world.take(5.0)) for _ in range(20)].count("second") <= 10
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_eviction_hears_of_the_rows_of_a_query_that_is_left_alone(seed: int) -> None:
+    """Whichever query is left, and whoever comes then."""
+    draw = random.Random(seed)
+    world = dlpm(quantum=4.0)
+    waiting: list[Row] = []
+    for turn in range(60):
+        query = draw.choice("ab") if turn % 20 < 10 else "ab"[turn // 20 % 2]
+        if draw.random() < 0.5 or not waiting:
+            waiting.append(world.push([draw.randrange(2) for _ in range(3)], query))
+        else:
+            row = draw.choice([row for row in waiting if user_of(row) != query] or waiting)
+            waiting.remove(row)
+            world.queue.remove(row)
+        for path in ([0], [1], [0, 1], [1, 1, 0]):
+            found = world.queue.next_use(sort_key(np.array(path, np.int32)), len(path) - 1)
+            assert (found is not None) == any(row.request.prompt[: len(path)].tolist() == path for row in waiting)
