@@ -230,6 +230,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     found: dict[str, Any] = {"machine": str(this_machine()), "model": options.model, "device": options.device}
+    if options.only and options.out.exists():
+        found = json.loads(options.out.read_text()) | found  # the other parts stay
     if options.only != "schemas":
         engine = load_engine(EngineSpec(model=options.model, device=options.device, dtype=options.dtype))
         if options.only != "grammar":

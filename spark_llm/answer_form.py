@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from spark_llm.call import AnswerForm, Detail
 
@@ -40,12 +41,24 @@ def why_not(form: AnswerForm, text: str, choices: Sequence[str] = ()) -> str | N
         return None if text in (form.choices or choices) else f"{text[:_SHOWN]!r} is none of the choices"
     if form.is_json:
         try:
-            json.loads(text)
+            finite_json(text)
         except ValueError as error:
             return f"{text[:_SHOWN]!r} is no JSON ({error})"
     if form.kind == "regex" and form.portable and re.fullmatch(form.text, text) is None:
         return f"{text[:_SHOWN]!r} does not match {form.text[:_SHOWN]!r}"
     return None
+
+
+def finite_json(text: str) -> Any:
+    """The JSON value. ValueError also for what Python takes for JSON, or reads as infinite: NaN, Infinity, 1e999."""
+    return json.loads(text, parse_constant=_finite, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:_SHOWN]} is no number that a DOUBLE holds")
+    return number
 
 
 def detailed(

@@ -18,7 +18,10 @@ from spark_llm.errors import LlmError
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
-_MOST_KEPT = 1024  # compiled constraints, those used last: calls with choices of their own in each row have many
+# Compiled constraints that are kept, those used last: calls with choices of their own in each row have many, and what
+# clients send may be long.
+_MOST_KEPT = 1024
+_MOST_CHARACTERS = 8 << 20  # of their texts together
 
 
 class ConstraintCompiler:
@@ -32,6 +35,7 @@ class ConstraintCompiler:
         self._vocab_size = vocab_size
         self._eos_ids = tuple(eos_ids)
         self._kept: OrderedDict[tuple[Constraint, str], CompiledConstraint] = OrderedDict()
+        self._characters = 0
         self._lock = threading.Lock()
 
     def compile(self, constraint: Constraint, before: str) -> CompiledConstraint:
@@ -44,8 +48,10 @@ class ConstraintCompiler:
             found = self._kept.get(key)
             if found is None:
                 found = self._kept[key] = self._compile(constraint, before)
-                if len(self._kept) > _MOST_KEPT:
-                    self._kept.popitem(last=False)
+                self._characters += _characters(constraint)
+                while len(self._kept) > 1 and (len(self._kept) > _MOST_KEPT or self._characters > _MOST_CHARACTERS):
+                    (oldest, _), _ = self._kept.popitem(last=False)
+                    self._characters -= _characters(oldest)
             else:
                 self._kept.move_to_end(key)
             return found
@@ -86,6 +92,10 @@ class ConstraintCompiler:
             reason = "the model has no token that ends an answer"
             raise LlmError("LLM_INVALID_CONSTRAINT", kind="grammar", reason=reason)
         return LLTokenizer(self._tokenizer.to_str(), n_vocab=self._vocab_size, eos_token=list(self._eos_ids))
+
+
+def _characters(constraint: Constraint) -> int:
+    return len(constraint.text) + sum(map(len, constraint.choices))
 
 
 def _space(before: str) -> str:

@@ -6,6 +6,7 @@ Needs no tokenizer: whoever has a constraint's text can check it before any row 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from spark_llm.errors import LlmError
 # Written as json.dumps writes: models know it best, what stands between values is forced, and an answer cannot be lost
 # in white space.
 _JSON_OPTIONS: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_MARKED = re.compile(r"regex parse error:\n {4}(.*)\n {4}( *)\^+\nerror: (.*)")
 _SUBSCHEMAS = ("items", "additionalProperties", "not", "contains", "propertyNames")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
@@ -44,8 +46,22 @@ def grammar_of(constraint: Constraint, *, spaced: bool = False) -> str:
     grammar: str = LLMatcher.grammar_from_regex(text) if kind == "regex" else LLMatcher.grammar_from_lark(text)
     error = LLMatcher.validate_grammar(grammar)
     if error:
-        raise LlmError("LLM_INVALID_CONSTRAINT", kind=KIND_NAMES[kind], reason=one_line(error))
+        reason = _fault(text, error) if kind == "regex" else one_line(error)
+        raise LlmError("LLM_INVALID_CONSTRAINT", kind=KIND_NAMES[kind], reason=reason)
     return LLMatcher.grammar_from_regex(f" (?:{text})") if spaced and kind == "regex" else grammar
+
+
+def _fault(pattern: str, error: str) -> str:
+    """What llguidance says of a regular expression, and at which character of the user's it is.
+
+    Its message shows the expression inside of a grammar of its own, with slashes escaped, and marks the place.
+    """
+    found = _MARKED.search(error)
+    if found is None or found[1].replace("\\/", "/") != pattern.replace("\\/", "/"):
+        said = error.partition("(in regex): ")[2] or error
+        return one_line(said.partition("\n   1 |")[0])
+    place = len(found[2]) - found[1][: len(found[2])].count("\\/") + pattern[: len(found[2])].count("\\/")
+    return f"{found[3]} at character {place + 1}, before {pattern[place:][:20]!r}"
 
 
 def _json_grammar(text: str, spaced: bool) -> str:

@@ -72,7 +72,7 @@ class Answers:
         return self._loop.status(pid, 0)
 
     async def run(
-        self, rows: Sequence[Row], client: str, constraint: Constraint | None = None, streams: bool = False
+        self, rows: Sequence[Row], client: Client, constraint: Constraint | None = None, streams: bool = False
     ) -> AsyncGenerator[Piece, None]:
         """The rows' ends as they come; with ``streams`` their texts before. Closing the iterator cancels what is open.
 
@@ -110,7 +110,7 @@ class Answers:
     def _request(
         self,
         row: Row,
-        client: str,
+        client: Client,
         constraint: CompiledConstraint | None,
         stream: int,
         tell: Callable[[Sequence[int]], None] | None,
@@ -129,7 +129,7 @@ class Answers:
             id=self._loop.next_id(),
             prompt=row.prompt,
             params=params,
-            client=Client(client),
+            client=client,
             seed=row.seed,
             is_stopped=checks if tell is None else is_stopped,
             constraint=constraint,

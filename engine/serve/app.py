@@ -20,9 +20,10 @@ from starlette.routing import Route
 
 from spark_llm.engine.request import Completion
 from spark_llm.engine.serve import metrics
-from spark_llm.engine.serve.answering import Answers, Row
+from spark_llm.engine.serve.answering import Answers, Piece, Row
 from spark_llm.engine.serve.api import MOST_ANSWERS, ApiError, ChatRequest, CompletionRequest, parse
 from spark_llm.engine.serve.keys import ApiKeys
+from spark_llm.engine.serve.users import Users
 from spark_llm.engine.serve.web import (
     as_api_error,
     checked,
@@ -50,6 +51,7 @@ class Server:
         self._answers = answers
         self._names = names
         self._keys = keys
+        self._users = Users()
         self._created = int(time.time())
         self._responses: Counter[tuple[str, int]] = Counter()
         self.app = Starlette(
@@ -177,28 +179,36 @@ class Server:
         return [Row(prompt, params, seed) for prompt in prompts for seed in seeds]
 
     async def _respond(self, request: Request, asked: _Asked, rows: list[Row], client: str, words: Words) -> Response:
-        who = f"{client}/{asked.user}" if asked.user else client
         if asked.stream:
             usage = asked.stream_options is not None and asked.stream_options.include_usage
-            events = self._events(rows, who, asked, words, usage)
+            events = self._events(rows, client, asked, words, usage)
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        ends = await while_connected(request, self._ends(rows, who, asked))
+        ends = await while_connected(request, self._ends(rows, client, asked))
         choices = [
             words.choice(number, self._answers.answer_text(end, rows[number].params.stop), finish_reason(end))
             for number, end in enumerate(ends)
         ]
         return json_response(words.head() | {"choices": choices, "usage": usage_of(ends, asked.n or 1)})
 
-    async def _ends(self, rows: list[Row], client: str, asked: _Asked) -> list[Completion]:
+    async def _ends(self, rows: list[Row], holder: str, asked: _Asked) -> list[Completion]:
         ends: dict[int, Completion] = {}
-        async with contextlib.aclosing(self._answers.run(rows, client, asked.constraint())) as pieces:
+        async with self._pieces(rows, holder, asked) as pieces:
             async for piece in pieces:
                 if piece.end is not None:
                     ends[piece.row] = checked(piece.end)
         return [ends[number] for number in range(len(rows))]
 
+    @contextlib.asynccontextmanager
+    async def _pieces(
+        self, rows: list[Row], holder: str, asked: _Asked, streams: bool = False
+    ) -> AsyncIterator[AsyncIterator[Piece]]:
+        """The rows' answers as they come, charged to the request's user; what is open is cancelled at the end."""
+        with self._users.asking(holder, asked.user) as client:
+            async with contextlib.aclosing(self._answers.run(rows, client, asked.constraint(), streams)) as pieces:
+                yield pieces
+
     async def _events(
-        self, rows: list[Row], client: str, asked: _Asked, words: Words, tells_usage: bool
+        self, rows: list[Row], holder: str, asked: _Asked, words: Words, tells_usage: bool
     ) -> AsyncIterator[bytes]:
         """Server-sent events. What fails after the first of them can only be told as one."""
         sent = [""] * len(rows)
@@ -207,7 +217,7 @@ class Server:
             for number in range(len(rows)):
                 if (first := words.opening(number)) is not None:
                     yield event(words.chunk_head() | {"choices": [first]})
-            async with contextlib.aclosing(self._answers.run(rows, client, asked.constraint(), streams=True)) as pieces:
+            async with self._pieces(rows, holder, asked, streams=True) as pieces:
                 async for piece in pieces:
                     text, reason = piece.text, None
                     if piece.end is not None:

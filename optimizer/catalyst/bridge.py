@@ -5,6 +5,7 @@ Nothing here knows a rule or a function; a Spark Connect client has no JVM and c
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import tempfile
@@ -162,11 +163,14 @@ class Catalyst:
 
     def pretty_sql(self, expression: Expression) -> str:
         """The expression as Spark would write it as a column's name: ``upper(a)``."""
+        return str(self._pretty(expression))
+
+    @functools.cached_property
+    def _pretty(self) -> Callable[[Expression], Jvm]:
         util = module(self.jvm.org.apache.spark.sql.catalyst.util, "package")
-        # Newer versions take a second parameter, which has a default.
         arity = next(m.getParameterCount() for m in util.getClass().getMethods() if m.getName() == "toPrettySQL")
-        defaults = [getattr(util, "toPrettySQL$default$2")()] if arity == 2 else []
-        return str(util.toPrettySQL(expression, *defaults))
+        defaults = [getattr(util, "toPrettySQL$default$2")()] if arity == 2 else []  # of newer versions
+        return lambda expression: util.toPrettySQL(expression, *defaults)
 
     def is_attribute(self, expression: Expression) -> bool:
         """Is the expression a column of the node below?"""

@@ -12,10 +12,12 @@ from typing import Any, Literal
 from spark_llm.aggregate import AGGREGATE_NAME, AggregateSpec
 from spark_llm.call import CallSpec, Detail, FieldSpec
 from spark_llm.config import LlmConf
+from spark_llm.config_backend import BUILTIN
 from spark_llm.errors import LlmError
 from spark_llm.functions import fields
 from spark_llm.functions.answer import Answer, answer_of
 from spark_llm.functions.constants import Constants
+from spark_llm.functions.constraints import check
 from spark_llm.functions.options import misspelt, option_name, unknown_option
 from spark_llm.functions.results import typed
 from spark_llm.optimizer.catalyst.bridge import UDF_NAME, Catalyst, Expression, Jvm, module
@@ -51,8 +53,8 @@ class LlmBuilder:
     ) -> Expression:
         """The column of ``llm(arguments)``. options: what the arguments' own win over.
 
-        Raises LlmError with the conditions of wrong calls (LLM_PROMPT_…, LLM_OPTION_…, …) and of wrong settings of the
-        session (LLM_UNKNOWN_CONFIG, LLM_INVALID_CONFIG): this is where a SQL ``SET`` is first seen.
+        Raises LlmError with the conditions of wrong calls (LLM_PROMPT_…, LLM_OPTION_…, LLM_INVALID_…) and of wrong
+        settings of the session (LLM_UNKNOWN_CONFIG, LLM_INVALID_CONFIG): this is where a SQL ``SET`` is first seen.
         """
         if not arguments or arguments[0].nodeName() == "NamedArgumentExpression":
             raise LlmError("LLM_PROMPT_MISSING")
@@ -106,6 +108,8 @@ class LlmBuilder:
             own_choices = len(columns)
             columns.append(fields.field(given.pop("choices"), "choices", self.catalyst))
         answer = answer or answer_of(given, own_choices)
+        if answer.form is not None and conf.backend == BUILTIN:  # other servers have their own idea of what they can
+            check(answer.form)
         given.setdefault("max_tokens", answer.max_tokens(conf.max_output_length))
         spec = CallSpec(
             fields=tuple(spec for spec, _ in columns),

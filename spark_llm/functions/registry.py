@@ -17,6 +17,7 @@ from spark_llm.config_routing import LOCAL, ROUTER_KEY
 from spark_llm.errors import LlmError
 from spark_llm.functions.builder import LlmBuilder
 from spark_llm.functions.catalog import Entry, entries
+from spark_llm.functions.naming import shown_as_call
 from spark_llm.functions.planning import Planner, enabled_rules, jvm_udf
 from spark_llm.optimizer.catalyst.bridge import Catalyst, Jvm, Node, items
 from spark_llm.optimizer.catalyst.runner import Rule, run_rules
@@ -157,7 +158,8 @@ class Registry:
         def call(session: Jvm, arguments: Jvm) -> Jvm:
             # A session made by newSession() gets its functions from Spark, but its rules from nobody.
             self._add_rule(session)
-            return entry.build(self._build, session, items(arguments))
+            given = items(arguments)
+            return shown_as_call(entry.name, given, entry.build(self._build, session, given), self._catalyst)
 
         return call
 

@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from spark_llm.answer_form import finite_json
 from spark_llm.errors import LlmError
 from spark_llm.functions import patterns
 from spark_llm.functions.types import AnswerType, Field
 
 Schema = dict[str, Any]
 
-# JSON numbers are bounded by what a float64 holds exactly where the bound is written: 15 digits, and powers of ten.
+# JSON numbers are bounded, by what a float64 holds exactly where the bound is written: 15 digits, and powers of ten.
 _DIGITS = 15
 _PLACES = 10  # behind the point: the finest step that grammar libraries count in
 _BOUNDS = {
@@ -20,6 +21,7 @@ _BOUNDS = {
     "SMALLINT": (-(2**15), 2**15 - 1),
     "INT": (-(2**31), 2**31 - 1),
     "BIGINT": (-(10**18), 10**18),
+    **dict.fromkeys(("FLOAT", "DOUBLE"), (-(10**_DIGITS - 1), 10**_DIGITS - 1)),
 }
 _PATTERNS = {"DATE": patterns.DATE, "TIMESTAMP": patterns.TIMESTAMP, "TIMESTAMP_NTZ": patterns.TIMESTAMP}
 _WORDS = {
@@ -37,6 +39,7 @@ _WORDS = {
     "TIMESTAMP": '"YYYY-MM-DDThh:mm:ss"',
     "TIMESTAMP_NTZ": '"YYYY-MM-DDThh:mm:ss"',
 }
+_NUMBERS = {"number": "DOUBLE", "integer": "BIGINT"}
 _FORMATS = {"date": "DATE", "date-time": "TIMESTAMP"}
 _NOTES = {"title", "default", "examples", "deprecated", "$schema", "$id", "$comment"}  # nothing for an answer
 _MAX_VALUES = 10_000  # of one answer, counted at its places; $ref can write a schema far larger than its text
@@ -51,8 +54,9 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 def schema_of(answer: AnswerType) -> Schema:
     """The JSON Schema each of whose instances from_json reads as ``answer`` without a NULL that the model did not mean.
 
-    A field may be null unless it is NOT NULL; all fields are there, in their order. BIGINT is kept within 10**18, and a
-    DECIMAL to 15 digits, 10 of them behind the point. Comments become descriptions.
+    A field may be null unless it is NOT NULL; all fields are there, in their order. BIGINT is kept within 10**18, FLOAT
+    and DOUBLE to 15 digits before the point (a bound keeps exponents out, too: 1e999 is no number), and a DECIMAL to
+    15 digits, 10 of them behind the point. Comments become descriptions.
     """
     name = answer.name
     if name == "STRUCT":
@@ -67,11 +71,10 @@ def schema_of(answer: AnswerType) -> Schema:
         return {"type": "array", "items": inner} if name == "ARRAY" else _map(inner)
     if name in _BOUNDS:
         minimum, maximum = _BOUNDS[name]
-        return {"type": "integer", "minimum": minimum, "maximum": maximum}
+        kind = "number" if name in ("FLOAT", "DOUBLE") else "integer"
+        return {"type": kind, "minimum": minimum, "maximum": maximum}
     if name == "DECIMAL":
         return _decimal(*answer.digits)
-    if name in ("FLOAT", "DOUBLE"):
-        return {"type": "number"}
     if name == "BOOLEAN":
         return {"type": "boolean"}
     if name == "ENUM":
@@ -124,10 +127,11 @@ def read_schema(text: str) -> tuple[AnswerType, Schema]:
     """A user's JSON Schema -> the type of its answers, and the schema that the model is held to.
 
     The type of what has no counterpart in Spark (an object without properties, several alternatives) is STRING, its
-    JSON text. The schema is the user's, with dates that exist and integers that a BIGINT holds. LLM_INVALID_SCHEMA.
+    JSON text. The schema is the user's, with dates that exist and numbers that a BIGINT or a DOUBLE holds.
+    LLM_INVALID_SCHEMA.
     """
     try:
-        schema = json.loads(text)
+        schema = finite_json(text)
         if not isinstance(schema, dict):
             raise LlmError("LLM_INVALID_SCHEMA", schema=_shown(text), reason="a JSON Schema is an object")
         return _Reader(schema, text).read()
@@ -185,8 +189,7 @@ class _Reader:
                 return (self._type(parts[0], depth + 1)[0], True) if len(parts) == 1 else (text, null)
         if "const" in schema or "enum" in schema:
             return self._constants([schema["const"]] if "const" in schema else schema["enum"])
-        kinds = schema.get("type")
-        listed = kinds if isinstance(kinds, list) else [kinds]
+        listed = _listed(schema)
         named = [kind for kind in listed if kind != "null"]
         null = len(named) < len(listed)
         return (self._typed(str(named[0]), schema, depth), null) if len(named) == 1 else (text, null)
@@ -198,7 +201,7 @@ class _Reader:
             return AnswerType("ENUM", choices=tuple(dict.fromkeys(known))), null
         if known and all(isinstance(value, bool) for value in known):
             return AnswerType("BOOLEAN"), null
-        if known and all(isinstance(value, int) and not isinstance(value, bool) for value in known):
+        if known and all(_is_bigint(value) for value in known):
             return AnswerType("BIGINT"), null
         return AnswerType("STRING"), null
 
@@ -210,7 +213,7 @@ class _Reader:
             return AnswerType("ARRAY", element=element)
         if kind == "string":
             return AnswerType(_FORMATS.get(str(schema.get("format")), "STRING"))
-        known = {"integer": "BIGINT", "number": "DOUBLE", "boolean": "BOOLEAN"}
+        known = {**_NUMBERS, "boolean": "BOOLEAN"}
         return AnswerType(known.get(kind, "STRING"))
 
     def _object(self, schema: Mapping[str, Any], depth: int) -> AnswerType:
@@ -253,15 +256,16 @@ class _Reader:
             if not isinstance(schema[name], types) or isinstance(schema[name], bool):
                 raise self._error(f"{name} is {json.dumps(schema[name])[:40]}, which is not {expected}")
         held = {name: self._part(name, part) for name, part in schema.items() if name not in _NOTES}
-        kind = schema.get("type")
-        if kind == "string" and schema.get("format") in _FORMATS:
+        kinds = _listed(schema)
+        if "string" in kinds and schema.get("format") in _FORMATS:
             del held["format"]
             held["pattern"] = f"^(?:{_PATTERNS[_FORMATS[schema['format']]]})$"
-        if kind == "integer" and "enum" not in schema and "const" not in schema:
-            minimum, maximum = _BOUNDS["BIGINT"]
+        number = next((name for kind, name in _NUMBERS.items() if kind in kinds), None)
+        if number is not None and "enum" not in schema and "const" not in schema:
+            minimum, maximum = _BOUNDS[number]
             held["minimum"] = max(minimum, schema.get("minimum", minimum))
             held["maximum"] = min(maximum, schema.get("maximum", maximum))
-        if kind == "object" and schema.get("properties"):
+        if "object" in kinds and schema.get("properties"):
             held.setdefault("additionalProperties", False)
         return held
 
@@ -269,3 +273,13 @@ class _Reader:
         if name in ("properties", "patternProperties", "$defs", "definitions"):
             return {each: self._held(schema) for each, schema in part.items()}
         return part if name in ("enum", "const", "required") else self._held(part)
+
+
+def _listed(schema: Mapping[str, Any]) -> list[Any]:
+    """The names in a schema's ``type``, None where it has none."""
+    kinds = schema.get("type")
+    return kinds if isinstance(kinds, list) else [kinds]
+
+
+def _is_bigint(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import re
@@ -23,11 +24,12 @@ from spark_llm import cli
 from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.core import Engine
 from spark_llm.engine.loading import load_engine
-from spark_llm.engine.request import Request, SamplingParams
+from spark_llm.engine.request import NOBODY, Client, Request, SamplingParams
 from spark_llm.engine.serve.answering import Answers
 from spark_llm.engine.serve.api import ApiError, CompletionRequest, parse
 from spark_llm.engine.serve.app import Server
 from spark_llm.engine.serve.keys import ApiKeys
+from spark_llm.engine.serve.users import Users
 from spark_llm.engine.service.loop import EngineLoop
 from spark_llm.engine.text.pipeline import TextPipeline
 from spark_llm.errors import LlmError
@@ -94,7 +96,7 @@ def direct(served: Served, prompt: Any, max_tokens: int) -> str:
     from spark_llm.engine.serve.answering import Row
 
     async def run() -> str:
-        async for piece in answers.run([Row(prompt, params)], ""):
+        async for piece in answers.run([Row(prompt, params)], NOBODY):
             if piece.end is not None:
                 return answers.answer_text(piece.end, ())
         raise AssertionError("no answer")
@@ -283,7 +285,34 @@ def test_only_who_has_a_key_comes_in_and_is_known_by_it(served: Served) -> None:
     connection.close()
     served.client().completions.create(model="small", prompt="a", max_tokens=1, user="eve")
     served.client(OTHER_KEY).completions.create(model="small", prompt="a", max_tokens=1)
-    assert [request.client.user for request in served.seen[-2:]] == ["analysts/eve", "key-2"]
+    assert [request.client.user for request in served.seen[-2:]] == ["analysts", "key-2"]
+    assert served.seen[-2].client.query
+    assert not served.seen[-1].client.query
+
+
+def test_users_however_many_and_long_have_a_bounded_number_of_names() -> None:
+    """A name of its own for each that asks at one time; one that is new takes the place of who asked least lately."""
+    users = Users(most=3)
+    assert named(users, "a", None) == named(users, "a", "") == Client("a")
+    first = [named(users, "a", user) for user in "xyz"]
+    assert len(set(first)) == 3
+    assert {client.user for client in first} == {"a"}
+    assert named(users, "a", "x") == first[0]
+    assert named(users, "a", "new") == first[1]  # y's
+    assert [named(users, "a", user) for user in ("x", "z")] == [first[0], first[2]]
+    many = {named(users, "a", f"{number} " + "\udfff" * 10_000) for number in range(50)}
+    assert many == set(first)
+    assert named(users, "b", "x") not in first
+    with contextlib.ExitStack() as open_requests:
+        held = [open_requests.enter_context(users.asking("a", f"busy {number}")) for number in range(5)]
+        assert len(set(held[:3])) == 3
+        assert set(held) == set(first)
+    assert len({named(users, "a", f"later {number}") for number in range(3)}) == 3
+
+
+def named(users: Users, holder: str, user: str | None) -> Client:
+    with users.asking(holder, user) as client:
+        return client
 
 
 def test_models_and_metrics(served: Served) -> None:

@@ -22,7 +22,7 @@ def calls(df: DataFrame) -> list[tuple[CallSpec, list[str | None]]]:
 
 def spec_of(df: DataFrame) -> CallSpec:
     """The CallSpec in the plan of ``SELECT llm(...)``; runs nothing."""
-    udf = df._jdf.queryExecution().analyzed().projectList().apply(0).child()
+    udf = df._jdf.queryExecution().analyzed().projectList().apply(0).child().child()  # of the call's name
     return CallSpec.decode(udf.children().apply(0).value().toString())
 
 
@@ -65,6 +65,43 @@ def test_expressions_take_the_name_of_a_select_list(echo: SparkSession, expressi
     )
     assert [field.name for field in spec_of(echo.sql(f"SELECT llm('p', {expression}) FROM {source}")).fields] == [name]
     assert echo.sql(f"SELECT {expression} FROM {source}").columns == [name]
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        ("llm('Is it good?', text)", "llm(Is it good?, text)"),
+        ("llm('p', text, returns => 'INT')", "llm(p, text, returns => INT)"),
+        ("llm('p', *, n => id + 1)", "llm(p, id, text, n => (id + 1))"),
+        ("LLM('p', text, returns => 'STRUCT<a: INT>').a", "llm(p, text, returns => STRUCT<a: INT>).a"),
+        ("ai_classify(text, array('good', 'bad'))", "ai_classify(text, array(good, bad))"),
+        ("ai_extract(text, array('who')).who", "ai_extract(text, array(who)).who"),
+        ("ai_summarize(text, max_words => 9)", "ai_summarize(text, max_words => 9)"),
+        (
+            "ai_query('default', text, failOnError => false).result",
+            "ai_query(default, text, failOnError => false).result",
+        ),
+        ("upper(ai_gen(text))", "upper(ai_gen(text))"),
+        ("llm('q', llm('p', text))", "llm(q, llm(p, text))"),
+        ("ai_filter('good?', text) AND id = 1", "(ai_filter(good?, text) AND (id = 1))"),
+    ],
+)
+def test_a_column_without_a_name_is_called_as_the_call_is_written(echo: SparkSession, call: str, name: str) -> None:
+    assert echo.sql(f"SELECT {call} FROM VALUES (1, 'x') AS t(id, text)").columns == [name]
+
+
+def test_calls_are_the_same_whatever_they_are_called(echo: SparkSession) -> None:
+    """Where a query means a call again: in GROUP BY, HAVING and ORDER BY, and in a cached table's plan."""
+    echo.sql("SELECT 'x' AS text, 1 AS id").createOrReplaceTempView("t")
+    call = "ai_classify(text, array('a', 'b'))"
+    for rest in ("ALL", "1 ORDER BY 1", f"{call} HAVING {call} = 'a' ORDER BY {call}"):
+        df = echo.sql(f"SELECT {call}, count(*) AS n FROM t GROUP BY {rest}")
+        assert df.columns == ["ai_classify(text, array(a, b))", "n"]
+    inner = echo.sql(f"SELECT id, {call} FROM t")
+    assert inner.where("`ai_classify(text, array(a, b))` = 'a'").columns == inner.columns
+    written_otherwise = echo.sql("SELECT id, ai_classify(labels => array('a', 'b'), content => text) FROM t")
+    assert written_otherwise.columns[1] == "ai_classify(labels => array(a, b), content => text)"
+    assert written_otherwise.sameSemantics(inner)
 
 
 def test_star_and_except(echo: SparkSession) -> None:

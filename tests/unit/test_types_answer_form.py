@@ -27,6 +27,8 @@ def test_choices_of_a_row() -> None:
         (AnswerForm(kind="choices", choices=("a", "b")), "a", "A"),
         (AnswerForm(kind="choices", field=0), "c", "a"),
         (AnswerForm(kind="json_schema", text="{}", is_json=True), '{"a": 1}', '{"a": 1'),
+        (AnswerForm(kind="json_schema", text="{}", is_json=True), "[1e308]", "[-1e999]"),
+        (AnswerForm(kind="json_schema", text="{}", is_json=True), '"NaN"', "NaN"),
         (AnswerForm(kind="regex", text=patterns.DATE, portable=True), "2024-02-29", "2024-02-30"),
         (AnswerForm(kind="regex", text=patterns.REAL, portable=True, is_json=True), "1.5", "one"),
     ],

@@ -53,7 +53,8 @@ def spark_has(answer: AnswerType, value: Any, nullable: bool = False) -> bool:
     if answer.name == "BOOLEAN":
         return isinstance(value, bool)
     if answer.name in ("FLOAT", "DOUBLE"):
-        return isinstance(value, int | float | decimal.Decimal)
+        most = 3.4028234663852886e38 if answer.name == "FLOAT" else sys.float_info.max
+        return isinstance(value, int | float | decimal.Decimal) and abs(value) <= most
     if answer.name == "ENUM":
         return value in answer.choices
     if answer.name == "DATE":
@@ -143,6 +144,60 @@ def test_limits_of_types(ddl: str, yes: list[str], no: list[str]) -> None:
     assert [text for text in no if accepts(form, text)] == []
 
 
+NUMBERS = {
+    **{name: (["0", "-1", f"{2**bits - 1}", f"-{2**bits}"], [f"{2**bits}", f"-{2**bits + 1}", "1.0", "1e1"])
+       for name, bits in INTEGERS.items() if name != "BIGINT"},
+    "BIGINT": ([f"{10**18}", f"-{10**18}"], [f"{2**63}", f"-{2**63 + 1}", "1e18"]),
+    "FLOAT": (["999999999999999", "-999999999999999", "-0.000000000000001"], ["1e39", "1000000000000000"]),
+    "DOUBLE": (["999999999999999", "-999999999999999", "-0.000000000000001"], ["1e999", "1" + "0" * 309]),
+    "DECIMAL(38,0)": (["999999999999999", "-999999999999999"], ["1e38", "1" + "0" * 38, "0.1"]),
+    "DECIMAL(38,38)": (["0.9999999999", "-0.9999999999", "0"], ["1", "-1", "0." + "1" * 39]),
+    "DECIMAL(20,5)": (["9999999999.99999", "-9999999999.99999"], ["1" + "0" * 15, "0.000001"]),
+    "DECIMAL(1,0)": (["9", "-9"], ["10", "-10", "0.5"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ddl", NUMBERS)
+def test_numbers_at_their_limits(ddl: str) -> None:
+    """Bare, as a field, as an element, by DDL: at the limit, and not beyond."""
+    yes, no = NUMBERS[ddl]
+    shapes = {
+        ddl: "{}",
+        f"ARRAY<{ddl}>": "[{}]",
+        f"STRUCT<a: {ddl}>": '{{"a":{}}}',
+        f"MAP<STRING, {ddl}>": '{{"k":{}}}',
+    }
+    for type_of, shape in shapes.items():
+        form = answer_of({"returns": type_of}).form
+        assert form is not None
+        assert [text for text in yes if not accepts(form, shape.format(text))] == [], type_of
+        assert [text for text in no if accepts(form, shape.format(text))] == [], type_of
+
+
+def numerals() -> st.SearchStrategy[str]:
+    """JSON numbers of any length, with exponents of any size."""
+    digits = st.text("0123456789", min_size=1, max_size=320).map(lambda text: text.lstrip("0") or "0")
+    fraction = st.text("0123456789", max_size=40).map(lambda text: f".{text}" if text else "")
+    exponent = st.one_of(st.just(""), st.integers(-999, 999).map("e{}".format), st.just("E+0400"))
+    return st.builds("{}{}{}{}".format, st.sampled_from(["", "-"]), digits, fraction, exponent)
+
+
+@given(st.sampled_from([*NUMBERS, "number", "integer"]), numerals(), st.booleans())
+@settings(derandomize=True, deadline=None, max_examples=300)
+def test_every_number_that_is_let_through_is_one_of_its_type(kind: str, text: str, nullable: bool) -> None:
+    if kind in ("number", "integer"):
+        part = {"type": [kind, "null"] if nullable else kind}
+        options = {"schema": json.dumps({"type": "object", "properties": {"a": part}, "required": ["a"]})}
+    else:
+        options = {"returns": f"STRUCT<a: {kind}{'' if nullable else ' NOT NULL'}>"}
+    found = answer_of(options)
+    assert found.form is not None
+    if accepts(found.form, f'{{"a":{text}}}'):
+        assert spark_has(found.type.fields[0].type, json.loads(text, parse_float=decimal.Decimal)), text
+    assert accepts(found.form, '{"a":0}')
+    assert accepts(found.form, '{"a":null}') == nullable
+
+
 def test_days_are_those_of_the_calendar() -> None:
     day = re.compile(patterns.DATE)
     for year in (1000, 1900, 1999, 2000, 2023, 2024, 9996, 9999):
@@ -185,6 +240,22 @@ def test_schemas_of_users() -> None:
         assert not accepts(form, json.dumps(row | wrong))
 
 
+def test_a_list_of_types_is_bounded_as_the_one_that_it_stands_for() -> None:
+    """Pydantic and others write ``["integer", "null"]``."""
+    bounds = {"integer": (10**18, 10**19), "number": (999999999999999, 10**15)}
+    for kind, (most, more) in bounds.items():
+        answer, held = read_schema(json.dumps({"type": "array", "items": {"type": [kind, "null"]}}))
+        assert answer.ddl == f"ARRAY<{'BIGINT' if kind == 'integer' else 'DOUBLE'}>"
+        form = AnswerForm(kind="json_schema", text=json.dumps(held))
+        assert accepts(form, f"[null,{most},-{most}]")
+        assert not accepts(form, f"[{more}]")
+    answer, held = read_schema('{"type": "array", "items": {"type": ["string", "null"], "format": "date"}}')
+    form = AnswerForm(kind="json_schema", text=json.dumps(held))
+    assert accepts(form, '["2024-02-29",null]')
+    assert not accepts(form, '["2023-02-29"]')
+    assert read_schema(json.dumps({"enum": [1, 2**70]}))[0].ddl == "STRING"
+
+
 def test_a_schema_that_refers_to_itself_ends_in_text() -> None:
     node = {"type": "object", "properties": {"next": {"$ref": "#"}}}
     answer, held = read_schema(json.dumps(node))
@@ -223,6 +294,8 @@ def test_a_schema_of_far_more_values_than_its_text_is_refused() -> None:
         ('{"type": "object", "properties": [1]}', "properties is [1], which is not an object"),
         ('{"items": {"enum": 5}}', "enum is 5, which is not an array"),
         ('{"type": "integer", "minimum": "1"}', 'minimum is "1", which is not a number'),
+        ('{"type": "number", "maximum": 1e999}', "1e999 is no number"),
+        ('{"enum": [NaN]}', "NaN is no number"),
         ('{"items": ' * 5000 + "{}" + "}" * 5000, "nested too deep"),
     ],
 )
