@@ -1,10 +1,11 @@
 """A small query beside a backfill in one Spark application: each scheduler, task slots held back or not.
 
-.venv/bin/python benchmarks/fairness_spark.py [--rows 4000] [--length 16] [--turns 3]
+.venv/bin/python benchmarks/fairness_spark.py [--rows 3000] [--length 16] [--turns 5]
 
 The backfill starts first and has more partitions than slots; the small query is a ``LIMIT 20`` whose time counts from
-its submit. Target: at most 3 times as long as alone (with dlpm and slots held back). Both run with the packaged model
-on ``local[4]``; nothing comes from the result cache.
+its submit; it is run again as long as less than half of the backfill is done. Target: at most 3 times as long as
+alone (with dlpm and slots held back). Both run with the packaged model on ``local[4]``; nothing comes from the result
+cache.
 """
 
 from __future__ import annotations
@@ -40,13 +41,16 @@ CASES = [*((scheduler, True) for scheduler in SCHEDULERS), ("dlpm", False), ("fc
 class Case:
     """alone, beside: seconds of the small query, the median of the turns; None: it did not end within PATIENCE.
 
-    done: the share of its rows that the backfill had when the small query ended, in the last turn.
+    Beside are the turns that began before half of the backfill was done, ``turns``; worst: the longest of them.
+    done: the share of its rows that the backfill had when the last of them ended.
     """
 
     scheduler: str
     held: bool
     alone: float
     beside: float | None
+    worst: float | None
+    turns: int
     done: float
 
     @property
@@ -75,17 +79,24 @@ class Bench:
         backfill.start()
         self._await(lambda: self._answered() > 0)
         times: list[float] = []
-        runner = InheritableThread(target=lambda: times.extend(self._small(small) for _ in range(self._turns)))
+        done = [0.0]
+
+        def turns() -> None:
+            while len(times) < self._turns and done[-1] < 0.5:
+                times.append(self._small(small))
+                done.append(self._answered() / self._rows)
+
+        runner = InheritableThread(target=turns)
         runner.start()
         runner.join(PATIENCE)
         is_late = runner.is_alive()
-        done = self._answered() / self._rows
         for group in ("backfill", "small"):
             self.spark.sparkContext.cancelJobGroup(group)
         backfill.join()
         runner.join()
         self._await(lambda: not any(status.streams for status in list_engines()))
-        return Case(scheduler, held, alone, None if is_late else statistics.median(times), done)
+        beside, worst = (None, None) if is_late else (statistics.median(times), max(times))
+        return Case(scheduler, held, alone, beside, worst, len(times), done[-1])
 
     def _session(self, settings: dict[str, str]) -> SparkSession:
         session = self.spark.newSession()
@@ -132,13 +143,15 @@ class Bench:
 def report(record: dict[str, Any]) -> str:
     """The table, and whether the target is met."""
     cases = [Case(**case) for case in record["cases"]]
-    head = ["scheduler", "task slots", "alone, s", "beside, s", "times alone", "backfill done"]
+    head = ["scheduler", "task slots", "alone, s", "beside, s", "worst, s", "turns", "times alone", "backfill done"]
     lines = [
         [
             case.scheduler,
             "half" if case.held else "all",
             f"{case.alone:.2f}",
             f"> {PATIENCE:.0f}" if case.beside is None else f"{case.beside:.2f}",
+            "-" if case.worst is None else f"{case.worst:.2f}",
+            str(case.turns),
             "-" if case.ratio is None else f"{case.ratio:.1f}",
             f"{case.done:.0%}",
         ]
@@ -154,9 +167,9 @@ def report(record: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=4000, help="of the backfill")
+    parser.add_argument("--rows", type=int, default=3000, help="of the backfill")
     parser.add_argument("--length", type=int, default=16, help="most tokens of its answers")
-    parser.add_argument("--turns", type=int, default=3, help="of the small query")
+    parser.add_argument("--turns", type=int, default=5, help="of the small query")
     parser.add_argument("--only", choices=SCHEDULERS, help="one scheduler, with task slots held back")
     given = parser.parse_args(arguments)
     machine = this_machine()

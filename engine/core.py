@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _CPU_BATCH_TOKENS = 1024  # from about here a larger batch multiplies no faster
 _CPU_ROWS = 256  # that run at a time
+_CPU_LATE_ROWS = 32  # and beyond these, of clients that have few running
 
 
 @dataclass(slots=True)
@@ -85,6 +86,7 @@ class Engine:
             waiting_queue(spec.scheduler, spec.scheduler_quantum or batch),
             max_batch_tokens=batch,
             max_running_rows=spec.max_running_rows or _CPU_ROWS,
+            late_rows=0 if spec.max_running_rows else _CPU_LATE_ROWS,
         )
         config = self.model_config
         # A sliding window is not implemented; rows that it holds as a whole do not need it.

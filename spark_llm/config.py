@@ -108,7 +108,8 @@ class LlmConf(BackendConf, OptimizerConf, RoutingConf, SharingConf, SpendingConf
         "engine.maxRunningRows",
         integer(0),
         "0",
-        "Most rows that an engine works on at a time; 0 lets the engine choose (256 on a CPU, 4096 on a GPU).",
+        "Most rows that an engine works on at a time; 0 lets the engine choose (256 on a CPU, and 32 of clients that "
+        "have few; 4096 on a GPU).",
     )
     page_size: int = key(
         "engine.pageSize",

@@ -1,4 +1,8 @@
-"""Which waiting rows a step begins with, and when a row that runs makes way for one of them."""
+"""Which waiting rows a step begins with, and when a row that runs makes way for one of them.
+
+Where a client's long batch has all lanes, its rows were admitted together and end together: a client that comes then
+would wait for an answer's whole length. So a few lanes are kept for clients that have few rows running.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +18,19 @@ from spark_llm.engine.scheduling.waiting import WaitingQueue
 
 
 class Admission:
-    """Rows in the order in which ``waiting`` shows them, as long as the step's budget, lanes and pages last."""
+    """Rows in the order in which ``waiting`` shows them, as long as the step's budget, lanes and pages last.
 
-    def __init__(self, waiting: WaitingQueue, running: Running, decoding: DecodeReserve, charging: Charging) -> None:
+    late_rows: the last so many lanes are for rows of clients that run fewer rows than that.
+    """
+
+    def __init__(
+        self, waiting: WaitingQueue, running: Running, decoding: DecodeReserve, charging: Charging, late_rows: int = 0
+    ) -> None:
         self.waiting = waiting
         self.running = running
         self.decoding = decoding
         self.charging = charging
+        self._late_rows = late_rows
         self._admitted_at = 0  # step, or when nobody was kept out last
 
     def make_way(self, step: int, preempt: Callable[[Row], None]) -> bool:
@@ -48,7 +58,7 @@ class Admission:
             self._admitted_at = plan.step  # nobody is kept out by rows that run
         while budget > 0 and lanes.free:
             candidate = self.waiting.peek()
-            if candidate is None:
+            if candidate is None or not self._has_lane(candidate):
                 break
             if ahead < 0:
                 ahead = self.decoding.ahead() + sum(map(self.decoding.ahead_of, self.running.filling))
@@ -59,6 +69,12 @@ class Admission:
             budget -= scheduled.count
             ahead += self.decoding.ahead_of(candidate)
             self._admitted_at = plan.step
+
+    def _has_lane(self, row: Row) -> bool:
+        if self.running.lanes.free > self._late_rows:
+            return True
+        assert row.account is not None
+        return self.waiting.shares and row.account.user.running < self._late_rows
 
     def admit(self, row: Row, step: int, budget: int, ahead: int) -> Scheduled | None:
         """Reserve the first chunk of a waiting row; None: its prompt and the answers do not fit.

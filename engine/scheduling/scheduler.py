@@ -33,16 +33,23 @@ class Scheduler:
     They are committed oldest first, and rolled back newest first. Rows are preempted only while nothing is in
     flight: where pages are lacking before, the plan is empty until the steps in flight are done.
 
-    max_batch_tokens: most tokens a step computes. max_running_rows: most rows that hold pages.
+    max_batch_tokens: most tokens a step computes. max_running_rows: most rows that hold pages. late_rows: beyond these,
+    for clients that have few running.
     """
 
     def __init__(
-        self, cache: CacheManager, waiting: WaitingQueue, *, max_batch_tokens: int, max_running_rows: int
+        self,
+        cache: CacheManager,
+        waiting: WaitingQueue,
+        *,
+        max_batch_tokens: int,
+        max_running_rows: int,
+        late_rows: int = 0,
     ) -> None:
         self.cache = cache
         self.waiting = waiting
         cache.eviction.follow(waiting)
-        self.lanes = Lanes(max_running_rows, cache.page_size)
+        self.lanes = Lanes(max_running_rows + late_rows, cache.page_size)
         self.max_batch_tokens = max_batch_tokens
         self.step = 0
         self.preemptions = 0
@@ -56,7 +63,7 @@ class Scheduler:
         self._finishing = Finishing(cache, self.lanes)
         self.accounts = Accounts()
         self.charging = Charging(self.accounts, waiting)
-        self._admission = Admission(waiting, self._running, self._decoding, self.charging)
+        self._admission = Admission(waiting, self._running, self._decoding, self.charging, late_rows)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -60,6 +60,7 @@ class World:
     pages: int = 120
     batch: int = 24
     running: int = 6
+    late: int = 2
     depth: int = 1
     longest: int = 0
     emitting: Counter[Account] = field(default_factory=Counter)  # M
@@ -72,7 +73,11 @@ class World:
 
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(
-            CacheManager(self.pages, 1), self.queue, max_batch_tokens=self.batch, max_running_rows=self.running
+            CacheManager(self.pages, 1),
+            self.queue,
+            max_batch_tokens=self.batch,
+            max_running_rows=self.running,
+            late_rows=self.late,
         )
 
     def add(self, client: Client, prompt: list[int], max_tokens: int) -> int:

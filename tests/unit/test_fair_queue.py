@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -250,3 +251,39 @@ def test_eviction_hears_of_the_rows_of_a_query_that_is_left_alone(seed: int) -> 
         for path in ([0], [1], [0, 1], [1, 1, 0]):
             found = world.queue.next_use(sort_key(np.array(path, np.int32)), len(path) - 1)
             assert (found is not None) == any(row.request.prompt[: len(path)].tolist() == path for row in waiting)
+
+
+def test_a_client_that_comes_late_finds_a_lane_beside_long_answers() -> None:
+    """The batch has all lanes but those that are kept, and none of its rows ends for long."""
+    s = Scheduler(CacheManager(1024, 1), dlpm().queue, max_batch_tokens=64, max_running_rows=4, late_rows=2)
+    _ask(s, "batch", range(10))
+    for _ in range(5):
+        _step(s)
+    assert _running(s) == ["batch"] * 4
+    _ask(s, "late", range(10, 13))
+    _step(s)
+    _step(s)
+    assert _running(s) == ["batch"] * 4 + ["late"] * 2
+
+
+def test_no_lanes_are_kept_where_nobody_shares() -> None:
+    s = Scheduler(CacheManager(1024, 1), LongestPrefixFirst(), max_batch_tokens=64, max_running_rows=4, late_rows=2)
+    _ask(s, "batch", range(10))
+    _ask(s, "late", range(10, 13))
+    for _ in range(5):
+        _step(s)
+    assert len(_running(s)) == 4
+
+
+def _ask(s: Scheduler, client: str, rows: Iterable[int]) -> None:
+    for row in rows:
+        s.add(Request(row, np.array([row, 5], np.int32), SamplingParams(max_tokens=50), client=Client(client)))
+
+
+def _step(s: Scheduler) -> None:
+    plan = s.plan()
+    s.commit(plan, np.full(plan.num_sampled, 7, np.int32), ())
+
+
+def _running(s: Scheduler) -> list[str]:
+    return [row.request.client.user for row in s.running]
