@@ -56,9 +56,9 @@ class Query:
 
     def __init__(self, number: int, rows: int, label: str) -> None:
         self.name = f"q{number}"
-        rng = random.Random(f"{label} {number // 2}")
+        rng = random.Random(number // 2)  # the same texts under each policy; the label makes them new to the engines
         prefixes = ["".join(sentence(rng) for _ in range(PREFIX_SENTENCES)) for _ in range(PREFIXES)]
-        own = random.Random(f"{label} {number} own")
+        own = random.Random(f"{number} own")
         self.groups: deque[list[tuple[str, str]]] = deque()
         for start in range(0, rows, GROUP):
             shared = f"{label} {number // 2}:" + own.choice(prefixes)
