@@ -18,8 +18,10 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from machine import this_machine
+from cpu_engine import revision
+from machine import Machine, this_machine
 from peer_model import MODEL_FOLDER, convert, packaged_gguf
 
 HERE = Path(__file__).resolve().parent
@@ -99,13 +101,28 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")]))
     with tempfile.TemporaryDirectory() as scratch:
         rates = measure(tasks, arguments.rows, arguments.threads, scratch)
-    print(f"{machine}; {arguments.rows} rows, {arguments.threads} threads each, float32")
-    print(f"{'function':22} {'rows/s':>8} {'naive':>8} {'ratio':>7} {'answered':>9}")
-    for rate in rates:
-        ratio = rate.ours / rate.naive
-        print(f"{rate.name:22} {rate.ours:8.2f} {rate.naive:8.2f} {ratio:6.1f}x {rate.answered:9.0%}")
+    record = {
+        "machine": asdict(machine),
+        "date": time.strftime("%Y-%m-%d"),
+        "revision": revision(),
+        "rows": arguments.rows,
+        "threads": arguments.threads,
+        "rates": [asdict(rate) for rate in rates],
+    }
+    print(report(record))
     OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps({"machine": asdict(machine), "rates": [asdict(rate) for rate in rates]}, indent=1))
+    OUT.write_text(json.dumps(record, indent=1))
+
+
+def report(record: dict[str, Any]) -> str:
+    """The table."""
+    made = f"{record['rows']} rows, {record['threads']} threads each, float32; {record['date']}, {record['revision']}"
+    lines = [str(Machine(**record["machine"])), made, ""]
+    lines.append(f"{'function':22} {'rows/s':>8} {'naive':>8} {'ratio':>7} {'answered':>9}")
+    for rate in (Rates(**found) for found in record["rates"]):
+        ratio = rate.ours / rate.naive
+        lines.append(f"{rate.name:22} {rate.ours:8.2f} {rate.naive:8.2f} {ratio:6.1f}x {rate.answered:9.0%}")
+    return "\n".join(lines)
 
 
 def measure(tasks: list[Task], rows: int, threads: int, scratch: str) -> list[Rates]:

@@ -9,12 +9,17 @@ import json
 import re
 from pathlib import Path
 
+import ai_functions
 import constrained
 import results
 import scheduler_scale
 
 ROOT = Path(__file__).resolve().parent.parent
-REPORTS = {"scheduler_scale": scheduler_scale.report, "constrained": constrained.report}
+REPORTS = {
+    "ai_functions": ai_functions.report,
+    "constrained": constrained.report,
+    "scheduler_scale": scheduler_scale.report,
+}
 PAGE = ROOT / "docs" / "performance.md"
 
 
