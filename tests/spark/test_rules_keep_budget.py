@@ -63,7 +63,8 @@ def test_every_call_has_the_budget(t: FakeModel) -> None:
 def test_a_budget_holds_without_any_other_rule(t: FakeModel) -> None:
     settings(t.spark, enabled=False)
     budget(t.spark, maxCalls=1000)
-    assert enabled_rules(spark_llm.config.from_session(t.spark)) == {"keepBudget"}
+    # aggregates are a plan, with or without optimizing
+    assert enabled_rules(spark_llm.config.from_session(t.spark)) == {"keepBudget", "llmAggregates"}
     [spec] = specs(t.spark.sql("SELECT llm('p', text) FROM t"))
     assert spec.budget == Budget(calls=1000)
 
