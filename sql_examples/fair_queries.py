@@ -16,6 +16,7 @@ from pyspark.sql import SparkSession
 
 import spark_llm
 from spark_llm import datasets
+from spark_llm.engine.service.client import list_engines
 
 BACKFILL = """
 SELECT review_id, turn, llm('Say in one sentence what the critic thinks.', quote, turn, max_tokens => 24) AS summary
@@ -37,15 +38,15 @@ def main() -> None:
 
     backfill = InheritableThread(target=ask, args=(spark,))
     backfill.start()
-    is_running = threading.Event()
-    while backfill.is_alive() and not any(report.rows for report in spark_llm.reports(spark)[2:]):
-        is_running.wait(0.2)  # until the backfill has its first answers
+    tick = threading.Event()
+    while backfill.is_alive() and not any(status.streams and status.running for status in list_engines()):
+        tick.wait(0.2)  # until the engine works on the backfill
     print(f"Beside the backfill: {seconds(spark):.1f} s")
+    waiting = sum(status.waiting for status in list_engines())
 
     spark.sparkContext.cancelJobGroup("backfill")
     backfill.join()
-    most = max(spark_llm.reports(spark), key=lambda report: report.rows)
-    print(f"The backfill was cancelled after {most.rows:,} rows.")
+    print(f"The backfill was cancelled while {waiting:,} of its rows waited.")
     spark.stop()
 
 
