@@ -19,12 +19,13 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 
 from spark_llm.answer_form import finite_json
+from spark_llm.call_settings import constraint
 from spark_llm.datasets.catalogue import CATALOGUE
 from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.constraints.labels import Labels
 from spark_llm.engine.core import Engine
 from spark_llm.engine.loading import load_engine
-from spark_llm.engine.request import Completion, Constraint, Request, SamplingParams
+from spark_llm.engine.request import Completion, Request, SamplingParams
 from spark_llm.errors import LlmError
 from spark_llm.functions.answer import answer_of
 
@@ -95,8 +96,9 @@ def parse_all(count: int) -> Parsed:
                 try:
                     form = answer_of({"schema": json.dumps(schema)}).form
                     assert form is not None
-                    constraint = Constraint(kind=form.kind, text=form.text, choices=form.choices)
-                    compiled = engine.text.constrain(None, constraint)
+                    held = constraint(form)
+                    assert held is not None
+                    compiled = engine.text.constrain(None, held)
                 except LlmError as error:
                     print("refused:", error)
                     total.refused += 1

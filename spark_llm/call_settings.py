@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from spark_llm.asking import AnswerSettings
-from spark_llm.call import CallSpec, PromptPlan
+from spark_llm.call import AnswerForm, CallSpec, PromptPlan
 from spark_llm.engine.request import Client, Constraint, SamplingParams
 from spark_llm.engine.service.protocol import Budget, ResultCache, StreamOpen
 from spark_llm.optimizer.reorder.order_table import OrderTable
@@ -92,14 +92,13 @@ def stream_header(spec: CallSpec, conf: LlmConf, client: Client, node: str = "",
         budget=budget(spec),
         limit=limit,
         node=node,
-        constraint=constraint(spec),
+        constraint=constraint(spec.answer),
         truncate=spec.truncate is not None,
     )
 
 
-def constraint(spec: CallSpec) -> Constraint | None:
-    """What holds the engine to the form of the call's answers; rows with choices of their own bring them along."""
-    form = spec.answer
+def constraint(form: AnswerForm | None) -> Constraint | None:
+    """What holds the engine to the form of a call's answers; rows with choices of their own bring them along."""
     if form is None or form.field is not None:
         return None
     return Constraint(kind=form.kind, text=form.text, choices=form.choices)

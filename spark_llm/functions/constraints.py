@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 from spark_llm.call import AnswerForm
+from spark_llm.call_settings import constraint
 
 
 @functools.lru_cache(maxsize=512)
@@ -14,12 +15,11 @@ def check(form: AnswerForm) -> None:
 
     The engines' own library says so, which needs no model. Where the driver is without it, engines say the same later.
     """
-    if form.kind == "choices":
+    held = constraint(form)
+    if held is None or held.kind == "choices":
         return
     try:
         from spark_llm.engine.constraints import schema
     except ImportError:
         return
-    from spark_llm.engine.request import Constraint
-
-    schema.check(Constraint(kind=form.kind, text=form.text))
+    schema.check(held)

@@ -70,9 +70,9 @@ def test_what_an_answer_cost_is_told_once() -> None:
 
 def test_the_engine_hears_of_the_form_unless_rows_bring_it() -> None:
     form = AnswerForm(kind="choices", choices=("a",), is_json=True)
-    assert constraint(CallSpec(answer=form)) == Constraint(kind="choices", choices=("a",))
-    assert constraint(CallSpec(answer=AnswerForm(kind="choices", field=1))) is None
-    assert constraint(CallSpec()) is None
+    assert constraint(form) == Constraint(kind="choices", choices=("a",))
+    assert constraint(AnswerForm(kind="choices", field=1)) is None
+    assert constraint(None) is None
 
 
 def test_what_is_told_beside_an_answer_is_no_part_of_the_question() -> None:
