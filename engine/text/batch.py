@@ -69,6 +69,13 @@ class SegmentBatch:
         return SegmentBatch(texts, codes, self.offsets)
 
 
+def messages(column: pa.ListArray) -> list[str]:
+    """Each row's text, for whoever puts it into no template: its segments joined, without the newline that ends the
+    last."""
+    rows = SegmentBatch.from_arrow(column).message(False, False)
+    return ["".join(rows.row(index)) for index in range(len(rows.offsets) - 1)]
+
+
 def _replace(texts: list[str], codes: Ints, positions: Ints, change: Callable[[str], str]) -> None:
     """Put ``change(text)`` at ``positions``, as new texts."""
     table = np.arange(len(texts))

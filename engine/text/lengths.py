@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from spark_llm.engine.config import Task
 from spark_llm.engine.model.source import resolve
 from spark_llm.engine.text.tokenizer import load_tokenizer
 from spark_llm.errors import LlmError
@@ -21,7 +22,7 @@ _PIECE = re.compile(r"[^\W\d_]{1,8}|\d|[^\w\s]|_|\n")
 
 
 @functools.cache
-def token_lengths(model: str) -> Lengths:
+def token_lengths(model: str, task: Task = "generate") -> Lengths:
     """Counts the tokens of texts as ``model`` reads them, without special tokens.
 
     Only what is on this machine is opened: for a model of the hub, or one whose tokenizer cannot be read here, the
@@ -30,7 +31,7 @@ def token_lengths(model: str) -> Lengths:
     if model != "default" and not Path(model).exists():
         return estimated_lengths
     try:
-        tokenizer = load_tokenizer(resolve(model)).tokenizer
+        tokenizer = load_tokenizer(resolve(model, task)).tokenizer
     except (LlmError, OSError) as error:
         log.info("lengths are estimated: %s", error)
         return estimated_lengths
