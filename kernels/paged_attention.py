@@ -117,14 +117,18 @@ def _dot(queries, k, EXACT: tl.constexpr, UPCAST: tl.constexpr):
 
 @triton.jit
 def _add(scores, v, most, total, sums, scale, EXACT: tl.constexpr, UPCAST: tl.constexpr, MASKED: tl.constexpr):
-    """Online softmax, base 2, of scores yet to be scaled: the scale goes into the exponent's one multiply-add."""
+    """Online softmax, base 2, of scores yet to be scaled: the scale goes into the exponent's one multiply-add.
+
+    Multiply-adds are written out: else the compiler may round a masked block in another way than one without a mask,
+    and a token's bits would hang on which tokens stand in its tile.
+    """
     new = tl.maximum(most, tl.max(scores, 1))
     base = new * scale
     if MASKED:  # a row that has seen no key yet has no maximum
         base = tl.where(new == -float("inf"), 0.0, base)
-    weights = tl.exp2(scores * scale - base[:, None])
-    shrink = tl.exp2(most * scale - base)
-    total = total * shrink + tl.sum(weights, 1)
+    weights = tl.exp2(tl.fma(scores, scale, -base[:, None]))
+    shrink = tl.exp2(tl.fma(most, scale, -base))
+    total = tl.fma(total, shrink, tl.sum(weights, 1))
     sums = sums * shrink[:, None]
     if UPCAST:
         v = v.to(tl.float32)

@@ -214,3 +214,39 @@ def test_a_row_is_the_same_bits_with_and_without_others(device: str) -> None:
     together = run([0, 1, 2])
     for row in range(3):
         assert torch.equal(run([row])[0], together[row])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="numpy's products, in the interpreter, do hang on it")
+@pytest.mark.parametrize(
+    ("group", "dim", "dtype"), [(3, 64, torch.bfloat16), (4, 128, torch.bfloat16), (4, 64, torch.float32)]
+)
+def test_a_token_is_the_same_bits_wherever_its_tile_begins(
+    group: int, dim: int, dtype: torch.dtype, device: str
+) -> None:
+    """A prompt at once, in chunks as after a cached prefix, and token by token: by tiles of one size."""
+    keys, tile = 300, 128
+    rng = np.random.default_rng(6)
+    pool = make_pool([keys], [(0, 0)], 1, 1, dim, dtype, rng, device)
+    q = torch.randn(keys, group, dim, generator=torch.Generator().manual_seed(5)).to(dtype).to(device)
+    table = torch.from_numpy(pool.table).to(device)
+    nothing = torch.empty(0, device=device)
+
+    def run(items: list[list[int]]) -> Tensor:
+        out = torch.full_like(q, NAN)
+        attend(
+            q, pool.k, pool.v, table, None, torch.tensor(items, dtype=torch.int32, device=device), out,
+            nothing, nothing, page_size=1, scale=dim**-0.5, tile=tile,
+        )  # fmt: skip
+        return out
+
+    def chunks(*begins: int) -> list[list[int]]:
+        spans = [
+            (at, min(at + tile // group, end))
+            for begin, end in pairwise([*begins, keys])
+            for at in range(begin, end, tile // group)
+        ]
+        return [[at, end - at, 0, 0, end, at, 0, 1] for at, end in spans]
+
+    whole = run(chunks(0))
+    assert torch.equal(run(chunks(0, 37, 150, 151, 290)), whole)
+    assert torch.equal(run([[at, 1, 0, 0, at + 1, -1, 0, 1] for at in range(keys)]), whole)
