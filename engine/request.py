@@ -140,6 +140,11 @@ class Completion:
     output_tokens: int | None = None
     extra: dict[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def failed(cls, request_id: int, condition: str, parameters: dict[str, str]) -> Completion:
+        """The answer of a row that has none, and cost nothing."""
+        return cls(request_id, [], FinishReason.ERROR, 0, 0, 0, error=(condition, parameters))
+
     @property
     def num_output(self) -> int:
         """Tokens of the answer."""

@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 import msgspec
@@ -27,6 +27,7 @@ _WORDS = 400  # characters of a server's message in errors
 _PASSING = frozenset({408, 409, 425, 429})  # and all of 5xx
 _OVERLOADED = frozenset({429, 503})  # means all requests, not this one
 
+_T = TypeVar("_T")
 Failure = tuple[str, dict[str, str]]  # condition and parameters of LlmError
 
 
@@ -70,6 +71,20 @@ class Reply(msgspec.Struct, frozen=True):
     """Of ``/chat/completions``, what is used of it."""
 
     choices: list[Choice]
+    usage: Usage | None = None
+
+
+class Vector(msgspec.Struct, frozen=True):
+    """index: of its text in the request."""
+
+    index: int
+    embedding: list[float]
+
+
+class VectorReply(msgspec.Struct, frozen=True):
+    """Of ``/embeddings``, what is used of it."""
+
+    data: list[Vector]
     usage: Usage | None = None
 
 
@@ -127,17 +142,33 @@ class Connection:
 
     async def complete(self, body: bytes, tokens: float) -> Reply:
         """The reply to a request of ``/chat/completions``, which takes about ``tokens`` tokens. Raises Refused."""
-        response = await self._answer("POST", "/chat/completions", body, tokens)
-        try:
-            reply = msgspec.json.decode(response.content, type=Reply)
-        except msgspec.MsgspecError as error:
-            raise self._refused(response, f"the reply cannot be read: {error}") from error
+        response, reply = await self._asked("/chat/completions", body, tokens, Reply)
         if not reply.choices:
             raise self._refused(response, "the reply has no answer")
-        usage = reply.usage
-        if usage is not None:
-            self.limits.settle(tokens, usage.prompt_tokens + usage.completion_tokens)
+        self._settle(tokens, reply.usage)
         return reply
+
+    async def embed(self, body: bytes, texts: int, tokens: float) -> VectorReply:
+        """The reply to a request of ``/embeddings`` for so many texts; vectors in their order. Raises Refused."""
+        response, reply = await self._asked("/embeddings", body, tokens, VectorReply)
+        found = sorted(reply.data, key=lambda vector: vector.index)
+        if [vector.index for vector in found] != list(range(texts)) or len(
+            {len(each.embedding) for each in found}
+        ) != 1:
+            raise self._refused(response, f"the reply does not have one vector for each of {texts} texts")
+        self._settle(tokens, reply.usage)
+        return VectorReply(found, reply.usage)
+
+    async def _asked(self, path: str, body: bytes, tokens: float, kind: type[_T]) -> tuple[httpx2.Response, _T]:
+        response = await self._answer("POST", path, body, tokens)
+        try:
+            return response, msgspec.json.decode(response.content, type=kind)
+        except msgspec.MsgspecError as error:
+            raise self._refused(response, f"the reply cannot be read: {error}") from error
+
+    def _settle(self, estimated: float, usage: Usage | None) -> None:
+        if usage is not None:
+            self.limits.settle(estimated, usage.prompt_tokens + usage.completion_tokens)
 
     async def _answer(self, method: str, path: str, body: bytes, tokens: float) -> httpx2.Response:
         """The response with a status of 2xx; waits for the limits, and sends again what failed in passing."""

@@ -10,19 +10,18 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-import msgspec
-
-from spark_llm.engine.backend.connection import Connection, Refused, Reply
-from spark_llm.engine.backend.form import AnswerFormat, WrongAnswer
-from spark_llm.engine.backend.text import MessageText, pack, unpack
+from spark_llm.engine.backend.chat import Chat
+from spark_llm.engine.backend.connection import Connection, Refused
+from spark_llm.engine.backend.embedding import Embedding
+from spark_llm.engine.backend.text import MessageText, PlainText
 from spark_llm.engine.backend.turns import Turns
 from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.core import EngineStats
-from spark_llm.engine.request import Completion, FinishReason, Request
+from spark_llm.engine.request import Completion, Request
 from spark_llm.engine.scheduling.accounts import Service
 from spark_llm.engine.service.served import ModelName
 from spark_llm.errors import LlmError
@@ -33,12 +32,24 @@ _DEFAULT = "default"
 _T = TypeVar("_T")
 
 
-@dataclass(slots=True)
-class _Row:
-    """task: None while the row waits for its turn."""
+class Asker(Protocol):
+    """How rows are put to the server. most_rows: of one request. cost: tokens that a row may take."""
 
-    request: Request
-    task: asyncio.Task[None] | None = None
+    @property
+    def most_rows(self) -> int: ...
+
+    def cost(self, request: Request) -> int: ...
+
+    async def ask(self, requests: Sequence[Request]) -> list[Completion]:
+        """The answers, in any order. Raises Refused, which then is the answer of all."""
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """A request to the server that is under way. rows: ids of those that somebody still waits for."""
+
+    rows: set[int]
+    task: asyncio.Task[None]
 
 
 class RemoteEngine:
@@ -52,14 +63,12 @@ class RemoteEngine:
     def __init__(self, spec: EngineSpec, connect: Callable[[], Connection] | None = None) -> None:
         backend = spec.backend
         assert backend is not None
-        self.text = MessageText()
         self.dtype = "remote"
         self.on_answers: Callable[[], object] = lambda: None
         self._concurrency = backend.concurrency
-        self._turns = Turns()
-        self._rows: dict[int, _Row] = {}  # that are not answered; this and what follows: of the thread below
-        self._running = 0
-        self._max_tokens_name = "max_tokens"
+        self._rows: dict[int, _Asked | None] = {}  # without an answer, None while they wait for their turn; this and
+        self._running = 0  # what follows: of the thread below
+        self._sends = False  # soon
         self._done: queue.SimpleQueue[Completion] = queue.SimpleQueue()
         self._totals = EngineStats()
         self._loop = asyncio.new_event_loop()
@@ -77,6 +86,15 @@ class RemoteEngine:
         if listed and self.model not in listed:
             log.warning("the server %s does not list the model %r", backend.url, self.model)
         self.model_config = ModelName(self.model)
+        self.text: MessageText | PlainText
+        self._asker: Asker
+        if spec.task == "embed":
+            self._asker = embedding = Embedding(self._server, self.model)
+            self.text = embedding.text
+        else:
+            self._asker = chat = Chat(self._server, self.model)
+            self.text = chat.text
+        self._turns = Turns(self._asker.cost)
 
     # ---- called by the engine's thread
 
@@ -119,8 +137,8 @@ class RemoteEngine:
 
     def stats(self) -> EngineStats:
         """A live view of the totals: of answered rows, as the server counts their tokens."""
-        self._totals.running = self._running
-        self._totals.waiting = len(self._rows) - self._running
+        self._totals.waiting = len(self._turns)
+        self._totals.running = max(0, len(self._rows) - len(self._turns))
         return self._totals
 
     def clients(self) -> Mapping[str, Service]:
@@ -131,7 +149,7 @@ class RemoteEngine:
         """Closes the connections and ends the thread; no other method may be called after."""
 
         async def end() -> None:
-            tasks = [row.task for row in self._rows.values() if row.task is not None]
+            tasks = [asked.task for asked in set(self._rows.values()) if asked is not None]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -146,101 +164,52 @@ class RemoteEngine:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _add(self, request: Request) -> None:
-        self._rows[request.id] = _Row(request)
+        self._rows[request.id] = None
         self._turns.push(request)
-        self._send()
+        self._send_soon()
 
     def _cancel(self, ids: Iterable[int]) -> None:
-        for request_id in ids:
-            row = self._rows.pop(request_id, None)
-            if row is not None and row.task is not None:
-                row.task.cancel()
+        cancelled = set(ids)
+        self._turns.drop(cancelled)
+        for request_id in cancelled:
+            asked = self._rows.pop(request_id, None)
+            if asked is not None:
+                asked.rows.discard(request_id)
+                if not asked.rows:
+                    asked.task.cancel()
+
+    def _send_soon(self) -> None:
+        """After what else has come: rows that come together can go together."""
+        if not self._sends:
+            self._sends = True
+            self._loop.call_soon(self._send)
 
     def _send(self) -> None:
+        self._sends = False
         while self._running < self._concurrency and len(self._turns):
-            row = self._rows.get(self._turns.pop().id)
-            if row is None:  # cancelled
-                continue
+            count = min(len(self._turns), self._asker.most_rows)
+            requests = [self._turns.pop() for _ in range(count)]
+            task = self._loop.create_task(self._answer(requests))
+            asked = _Asked({request.id for request in requests}, task)
+            self._rows.update(dict.fromkeys(asked.rows, asked))
             self._running += 1
-            row.task = self._loop.create_task(self._answer(row.request))
-            row.task.add_done_callback(self._finished)
+            task.add_done_callback(self._finished)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._running -= 1
-        self._send()
+        self._send_soon()
 
-    async def _answer(self, request: Request) -> None:
+    async def _answer(self, requests: list[Request]) -> None:
         try:
-            completion = await self._ask(request)
+            completions = await self._asker.ask(requests)
         except Refused as refused:
-            completion = _failed(request, refused.failure)
-        except Exception as error:  # else the row would never be answered
-            log.exception("a row could not be asked")
-            completion = _failed(request, ("LLM_INVALID_REQUEST", {"reason": f"{type(error).__name__}: {error}"}))
-        if self._rows.pop(request.id, None) is not None:
-            self._done.put(completion)
-            self.on_answers()
-
-    async def _ask(self, request: Request) -> Completion:
-        tokens = len(request.prompt) + request.params.max_tokens
-        try:
-            reply = await self._server.complete(self._body(request), tokens)
-        except Refused as refused:
-            # newer models of OpenAI know the limit by another name, and say so
-            reason = refused.failure[1]["reason"]
-            if self._max_tokens_name == "max_completion_tokens" or "max_completion_tokens" not in reason:
-                raise
-            self._max_tokens_name = "max_completion_tokens"
-            reply = await self._server.complete(self._body(request), tokens)
-        return _completion(request, reply)
-
-    def _body(self, request: Request) -> bytes:
-        params = request.params
-        body: dict[str, object] = {
-            "model": self.model,
-            "messages": msgspec.Raw(unpack(request.prompt)),
-            self._max_tokens_name: params.max_tokens,
-            "temperature": params.temperature,
-        }
-        if params.top_p != 1.0:
-            body["top_p"] = params.top_p
-        if params.top_k:
-            body["top_k"] = params.top_k  # not OpenAI's, but most servers'
-        if params.stop:
-            body["stop"] = params.stop
-        if request.seed is not None:
-            body["seed"] = request.seed
-        if isinstance(request.constraint, AnswerFormat):
-            body["response_format"] = msgspec.Raw(request.constraint.response_format)
-        return msgspec.json.encode(body)
-
-
-def _completion(request: Request, reply: Reply) -> Completion:
-    choice, usage = reply.choices[0], reply.usage
-    text = choice.message.content
-    if choice.finish_reason not in ("stop", "length", None) or text is None:
-        reason = choice.message.refusal or f"it ended the answer for the reason {choice.finish_reason!r}"
-        return _failed(request, ("LLM_BACKEND_ANSWER_UNUSABLE", {"reason": reason}))
-    is_cut = choice.finish_reason == "length"
-    if isinstance(request.constraint, AnswerFormat):
-        if is_cut:
-            parameters = {"kind": request.constraint.kind, "max_tokens": str(request.params.max_tokens)}
-            return _failed(request, ("LLM_ANSWER_INCOMPLETE", parameters))
-        try:
-            text = request.constraint.read(text)
-        except WrongAnswer as error:
-            return _failed(request, ("LLM_BACKEND_ANSWER_UNUSABLE", {"reason": str(error)}))
-    output = pack(text.strip().encode()).tolist()
-    return Completion(
-        request.id,
-        output,
-        FinishReason.LENGTH if is_cut else FinishReason.STOP,
-        prompt_tokens=usage.prompt_tokens if usage else len(request.prompt),
-        cached_tokens=usage.cached_tokens if usage else 0,
-        computed_tokens=usage.prompt_tokens - usage.cached_tokens if usage else len(request.prompt),
-        output_tokens=usage.completion_tokens if usage else len(output),
-    )
-
-
-def _failed(request: Request, error: tuple[str, dict[str, str]]) -> Completion:
-    return Completion(request.id, [], FinishReason.ERROR, 0, 0, 0, error=error)
+            completions = [Completion.failed(request.id, *refused.failure) for request in requests]
+        except Exception as error:  # else the rows would never be answered
+            log.exception("rows could not be asked")
+            reason = {"reason": f"{type(error).__name__}: {error}"}
+            completions = [Completion.failed(request.id, "LLM_INVALID_REQUEST", reason) for request in requests]
+        for completion in completions:
+            if completion.id in self._rows:
+                del self._rows[completion.id]
+                self._done.put(completion)
+        self.on_answers()

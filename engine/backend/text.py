@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from spark_llm.engine.backend.form import AnswerFormat
+from spark_llm.engine.config import Task
+from spark_llm.engine.encoder.vectors import VectorText
 from spark_llm.engine.request import Constraint, TokenIds
 from spark_llm.engine.service.protocol import StreamOpen
 from spark_llm.engine.text.batch import Ints, messages
@@ -31,10 +33,10 @@ def unpack(ids: Sequence[int] | TokenIds) -> bytes:
     return np.asarray(ids, np.int32).tobytes()
 
 
-def fingerprint_of(url: str, model: str) -> str:
+def fingerprint_of(url: str, model: str, task: Task) -> str:
     """Names a server's model for answers on disk: 32 hex digits. What the server changes behind its name, it cannot
     tell."""
-    return hashlib.sha256(f"{url}\0{model}".encode()).hexdigest()[:32]
+    return hashlib.sha256("\0".join((url, model, task)).encode()).hexdigest()[:32]
 
 
 class MessageText:
@@ -61,3 +63,16 @@ class MessageText:
     def constrain(self, system: str | None, constraint: Constraint) -> AnswerFormat:
         """The answer format to ask the server for. Raises LLM_INVALID_CONSTRAINT."""
         return AnswerFormat(constraint)
+
+
+class PlainText(VectorText):
+    """Prompts are a row's text as a JSON string, packed; answers are vectors."""
+
+    def encode_rows(self, header: StreamOpen, batch: pa.RecordBatch) -> tuple[list[TokenIds], Ints, Ints]:
+        """As MessageText.encode_rows. Only the server knows its tokens: texts are never cut.
+
+        Raises LLM_MODEL_TASK_MISMATCH for a system message.
+        """
+        self.check(header)
+        prompts = [pack(msgspec.json.encode(text)) for text in messages(batch.column("segments"))]
+        return prompts, np.zeros(len(prompts), np.int64), np.zeros(len(prompts), np.int64)

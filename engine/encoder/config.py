@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from spark_llm.engine.model.read_config import ENCODERS, architecture_of, read_json
+from spark_llm.engine.model.read_config import ARCHITECTURES, ENCODERS, architecture_of, read_json
 from spark_llm.engine.model.source import ModelSource
 from spark_llm.errors import LlmError
 
@@ -105,10 +105,12 @@ def _from_json(source: ModelSource, raw: Mapping[str, Any]) -> EncoderConfig:
 
 
 def load_head(source: ModelSource) -> Head:
-    """How texts' vectors are made, by ``modules.json``; a folder without it: the mean, as it is.
+    """How texts' vectors are made, by ``modules.json``; without it, or of a GGUF file: the mean, as it is.
 
     Raises LLM_MODEL_UNSUPPORTED for modules that are not known, LLM_MODEL_CORRUPT.
     """
+    if source.kind == "gguf":
+        return Head()
     folder = source.path if source.kind == "folder" else source.path.parent
     modules = _modules(source, folder)
     limits = read_json(folder / "sentence_bert_config.json", source.name) or {}
@@ -160,7 +162,8 @@ def _checked(source: ModelSource, config: EncoderConfig) -> EncoderConfig:
 
 
 def _unsupported(source: ModelSource, what: str) -> LlmError:
-    supported = f"for embeddings {', '.join(ENCODERS)} with mean, cls, max or lasttoken pooling"
+    models = ", ".join((*ENCODERS, *ARCHITECTURES))
+    supported = f"for embeddings {models}, with mean, cls, max or lasttoken pooling"
     return LlmError("LLM_MODEL_UNSUPPORTED", model=source.name, architecture=what, supported=supported)
 
 

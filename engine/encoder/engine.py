@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 import torch
 
 from spark_llm.engine.backend.turns import Turns
 from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.core import EngineStats
 from spark_llm.engine.encoder.config import Head
+from spark_llm.engine.encoder.vectors import Vectors, json_vectors
 from spark_llm.engine.request import LEAST_WEIGHT, MOST_WEIGHT, Completion, FinishReason, Request, is_weight
 from spark_llm.engine.scheduling.accounts import Service
 from spark_llm.engine.service.served import ModelName
@@ -30,8 +29,6 @@ _CPU_BATCH_TOKENS = 2048  # padding included
 _GPU_BATCH_TOKENS = 32768
 _BATCHES = 8  # taken in turn and sorted by length together: more pad less, and let a newcomer wait longer
 _MAX_ATTEMPTS = 2
-
-Vectors = npt.NDArray[np.float32]
 
 
 class Embedder(Protocol):
@@ -91,15 +88,9 @@ class EncoderEngine:
 
     def add(self, request: Request) -> None:
         """A request arrives. One that is too long is answered with an error by the next ``step``."""
-        length, weight = len(request.prompt), request.client.weight
-        if not is_weight(weight):
-            reason = f"the client's weight is {weight}, not {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}"
-            self._at_once.append(_failed(request, "LLM_INVALID_REQUEST", {"reason": reason}))
-        elif not length:
-            self._at_once.append(_failed(request, "LLM_INVALID_REQUEST", {"reason": "the text has no tokens"}))
-        elif length > self.context_length:
-            parameters = {"length": str(length), "max_tokens": "0", "limit": str(self.context_length)}
-            self._at_once.append(_failed(request, "LLM_CONTEXT_LENGTH_EXCEEDED", parameters))
+        refusal = self._refusal(request)
+        if refusal is not None:
+            self._at_once.append(Completion.failed(request.id, *refusal))
         else:
             self._rows[request.id] = request
             self._turns.push(request)
@@ -142,6 +133,18 @@ class EncoderEngine:
     def clients(self) -> Mapping[str, Service]:
         """What each user with waiting rows has been given."""
         return self._turns.clients()
+
+    def _refusal(self, request: Request) -> tuple[str, dict[str, str]] | None:
+        length, weight = len(request.prompt), request.client.weight
+        if not is_weight(weight):
+            reason = f"the client's weight is {weight}, not {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}"
+            return "LLM_INVALID_REQUEST", {"reason": reason}
+        if not length:  # where the tokenizer adds none of its own
+            return "LLM_INVALID_REQUEST", {"reason": "the text has no tokens"}
+        if length > self.context_length:
+            parameters = {"length": str(length), "max_tokens": "0", "limit": str(self.context_length)}
+            return "LLM_CONTEXT_LENGTH_EXCEEDED", parameters
+        return None
 
     def _next_batch(self) -> list[Request]:
         """Rows that are still wanted; none where nobody waits."""
@@ -189,12 +192,7 @@ class EncoderEngine:
         tokens = sum(len(request.prompt) for request in batch)
         totals.tokens += tokens
         totals.prefill_tokens += tokens
-        return [
-            _failed(request, "LLM_ENGINE_STEP_FAILED", {"attempts": "1", "reason": "the vector is not finite"})
-            if text is None
-            else Completion(request.id, [], FinishReason.STOP, len(request.prompt), 0, len(request.prompt), text=text)
-            for request, text in zip(batch, json_vectors(vectors), strict=True)
-        ]
+        return [_answer(request, text) for request, text in zip(batch, json_vectors(vectors), strict=True)]
 
     def _vectors(self, batch: list[Request]) -> Vectors:
         lengths = np.array([len(request.prompt) for request in batch], np.int64)
@@ -211,7 +209,7 @@ class EncoderEngine:
             attempts = self._attempts[request.id] = self._attempts.get(request.id, 0) + 1
             if attempts >= _MAX_ATTEMPTS:
                 parameters = {"attempts": str(attempts), "reason": f"{type(error).__name__}: {error}"}
-                failed.append(_failed(request, "LLM_ENGINE_STEP_FAILED", parameters))
+                failed.append(Completion.failed(request.id, "LLM_ENGINE_STEP_FAILED", parameters))
             else:
                 self._batches.appendleft([request])
         return failed
@@ -229,17 +227,9 @@ class EncoderEngine:
         assert len(taken) + len(self._turns) == len(self._rows), "a row is lost"
 
 
-def json_vectors(vectors: Vectors) -> list[str | None]:
-    """Each row of float32 [rows, width] as a JSON array, every number as short as float32 allows; None where one is
-    not finite."""
-    numbers = pa.array(vectors.ravel()).cast(pa.utf8()).to_pylist()
-    width = vectors.shape[1]
-    finite: list[bool] = np.all(np.isfinite(vectors), axis=1).tolist()
-    return [
-        f"[{','.join(numbers[row * width : (row + 1) * width])}]" if finite[row] else None
-        for row in range(len(vectors))
-    ]
-
-
-def _failed(request: Request, condition: str, parameters: dict[str, str]) -> Completion:
-    return Completion(request.id, [], FinishReason.ERROR, 0, 0, 0, error=(condition, parameters))
+def _answer(request: Request, vector: str | None) -> Completion:
+    if vector is None:
+        reason = "a number of its vector is not finite"
+        return Completion.failed(request.id, "LLM_ENGINE_STEP_FAILED", {"attempts": "1", "reason": reason})
+    length = len(request.prompt)
+    return Completion(request.id, [], FinishReason.STOP, length, 0, length, text=vector)

@@ -8,11 +8,13 @@ import torch
 
 from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.cuda.device import choose_device, device_dtype, device_of_instance
-from spark_llm.engine.encoder.config import load_encoder_config
+from spark_llm.engine.encoder.config import load_encoder_config, load_head
+from spark_llm.engine.encoder.decoder import DecoderEmbedder
 from spark_llm.engine.encoder.engine import Embedder, EncoderEngine
 from spark_llm.engine.encoder.model import Encoder, encoder_shapes
 from spark_llm.engine.encoder.text import EncoderText
-from spark_llm.engine.model.loader import iter_tensors
+from spark_llm.engine.model.loader import iter_tensors, iter_weights
+from spark_llm.engine.model.read_config import ARCHITECTURES, architecture_of, load_config, read_json
 from spark_llm.engine.model.source import ModelSource, resolve
 from spark_llm.engine.text.tokenizer import load_tokenizer
 from spark_llm.errors import LlmError
@@ -42,18 +44,31 @@ def load_encoder(spec: EngineSpec) -> EncoderEngine:
 
 def _load(spec: EngineSpec, source: ModelSource, device: torch.device) -> tuple[Embedder, str]:
     """The model, and what its weights are rounded to."""
-    if source.kind == "gguf":
-        raise LlmError(
-            "LLM_MODEL_TASK_MISMATCH",
-            model=source.name,
-            task="make embeddings",
-            reason="it is a GGUF file of a model that generates",
-            remedy="Take the folder of an encoder of the BERT family, or the packaged default",
-        )
+    if not _is_encoder(source):
+        return _decoder(spec, source, device)
     config = load_encoder_config(source)
     stored, computed = _dtypes(spec.dtype, device)
     weights = iter_tensors(source, encoder_shapes(config), stored, device)
     return Encoder(config, weights, computed), str(stored).removeprefix("torch.")
+
+
+def _is_encoder(source: ModelSource) -> bool:
+    """False for decoders; what is neither is left to the encoders' reader to refuse."""
+    if source.kind == "gguf":
+        return False
+    path = source.path if source.kind == "dummy" else source.path / "config.json"
+    return architecture_of(read_json(path, source.name) or {}) not in ARCHITECTURES
+
+
+def _decoder(spec: EngineSpec, source: ModelSource, device: torch.device) -> tuple[Embedder, str]:
+    if device.type != "cpu" and spec.device != "auto":
+        reason = f"{source.name} is a decoder, which makes embeddings on the CPU only"
+        raise LlmError("LLM_DEVICE_NOT_AVAILABLE", device=spec.device, reason=reason)
+    config = load_config(source)
+    stored, computed = _dtypes(spec.dtype, torch.device("cpu"))
+    weights = iter_weights(source, stored, config)
+    model = DecoderEmbedder(config, load_head(source), weights, computed, spec.context_length)
+    return model, str(stored).removeprefix("torch.")
 
 
 def _dtypes(requested: str, device: torch.device) -> tuple[torch.dtype, torch.dtype]:

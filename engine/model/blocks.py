@@ -64,15 +64,26 @@ def plan_attention(rows: Sequence[Scheduled], offsets: Index, page_size: int, *,
     levels, own_start = _shared_blocks(rows, offsets, page_size) if cascade else ({}, np.zeros(len(rows), int))
     own: list[Block] = []
     for i, s in enumerate(rows):
-        keys = slots(s.row, int(own_start[i]), s.start + s.count, page_size)
-        past = len(keys) - s.count
-        for at in range(0, s.count, QUERY_TILE):
-            end = min(at + QUERY_TILE, s.count)
-            own.append(Block(np.arange(offsets[i] + at, offsets[i] + end), keys[: past + end], causal=True))
+        own += _tiles(int(offsets[i]), s.count, slots(s.row, int(own_start[i]), s.start + s.count, page_size))
     plan.own = _batches(own)
     for level in sorted(levels):
         plan.shared.extend(_batches(levels[level]))
     return plan
+
+
+def plan_whole_rows(offsets: Index) -> AttentionPlan:
+    """Rows of which nothing is cached or shared: row i is the step's tokens offsets[i] .. offsets[i + 1], each of which
+    lies in the pool at its own place in the step."""
+    ends = list(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True))
+    return AttentionPlan(_batches([block for at, end in ends for block in _tiles(at, end - at, np.arange(at, end))]))
+
+
+def _tiles(first: int, count: int, keys: Index) -> list[Block]:
+    """Causal blocks of the queries first .. first + count, which are the last of ``keys``."""
+    past = len(keys) - count
+    starts = range(0, count, QUERY_TILE)
+    tiles = [(at, min(at + QUERY_TILE, count)) for at in starts]
+    return [Block(np.arange(first + at, first + end), keys[: past + end], causal=True) for at, end in tiles]
 
 
 def slots(row: Row, start: int, stop: int, page_size: int) -> Index:

@@ -111,6 +111,23 @@ class Decoder:
         In each layer the K/V of every token are written before any query reads, so that rows of one step may
         share a prefix that this very step computes.
         """
+        x = self._layers_over(batch, pool)
+        if not len(batch.last):
+            return x.new_empty(0, self.config.vocab_size, dtype=torch.float32)
+        hidden = rms_norm(x.index_select(0, batch.last), self.norm, self.config.rms_norm_eps)
+        if candidates is None:
+            return self.head(hidden).float()
+        assert self._head_rows is not None
+        # rows of a call have most of their candidates in common
+        tokens, places = torch.unique(candidates.clamp(min=0), return_inverse=True)
+        return F.linear(hidden, self._head_rows[tokens]).float().gather(1, places)
+
+    @torch.inference_mode()
+    def states(self, batch: StepBatch, pool: KVPool) -> Tensor:
+        """The hidden states of all T tokens behind the last norm, [T, hidden], in place of logits."""
+        return rms_norm(self._layers_over(batch, pool), self.norm, self.config.rms_norm_eps)
+
+    def _layers_over(self, batch: StepBatch, pool: KVPool) -> Tensor:
         config, eps = self.config, self.config.rms_norm_eps
         heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
         rope = self._rope.index_select(0, batch.positions)
@@ -128,15 +145,7 @@ class Decoder:
             x += layer.o(batch.attention.run(qk[:, :heads], k_pool, v_pool))
             normed = rms_norm(x, layer.post_norm, eps)
             x += layer.down(F.silu(layer.gate(normed), inplace=True).mul_(layer.up(normed)))
-        if not len(batch.last):
-            return x.new_empty(0, config.vocab_size, dtype=torch.float32)
-        hidden = rms_norm(x.index_select(0, batch.last), self.norm, eps)
-        if candidates is None:
-            return self.head(hidden).float()
-        assert self._head_rows is not None
-        # rows of a call have most of their candidates in common
-        tokens, places = torch.unique(candidates.clamp(min=0), return_inverse=True)
-        return F.linear(hidden, self._head_rows[tokens]).float().gather(1, places)
+        return x
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -102,7 +102,7 @@ def _fingerprint(spec: EngineSpec, engine: Engine | EncoderEngine | RemoteEngine
     if spec.backend is not None:
         from spark_llm.engine.backend.text import fingerprint_of
 
-        return fingerprint_of(spec.backend.url, engine.model_config.name)
+        return fingerprint_of(spec.backend.url, engine.model_config.name, spec.task)
     from spark_llm.engine.model.fingerprint import fingerprint
     from spark_llm.engine.model.source import resolve
 

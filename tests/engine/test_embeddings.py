@@ -14,13 +14,16 @@ import numpy.typing as npt
 import pytest
 import torch
 import transformers
+from conftest import TINY
 from fake_service import answers, batch_of, wait_until
 from small_encoder import WINDOW, small_encoder
+from small_tokenizer import small_tokenizer
 
 from spark_llm.engine import loading
 from spark_llm.engine.config import EngineSpec
-from spark_llm.engine.encoder.engine import EncoderEngine, json_vectors
+from spark_llm.engine.encoder.engine import EncoderEngine
 from spark_llm.engine.encoder.load import load_encoder
+from spark_llm.engine.encoder.vectors import json_vectors
 from spark_llm.engine.model.fingerprint import fingerprint
 from spark_llm.engine.model.source import packaged_encoder, resolve
 from spark_llm.engine.request import Client, Completion, Constraint, Request, SamplingParams
@@ -124,6 +127,20 @@ def test_small_encoders_of_each_kind_agree(tmp_path: Path, pooling: str, setting
     for ids, ours in zip(engine.text.encode_texts(TEXTS), found, strict=True):
         np.testing.assert_allclose(ours, reference(module, ids.tolist(), pooling, settings["normalize"]), atol=1e-5)
     assert np.abs(found[0] - found[3]).max() > 0.01
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_decoders_embed_by_their_last_hidden_states(tmp_path: Path, family: str) -> None:
+    torch.manual_seed(0)
+    module = transformers.AutoModelForCausalLM.from_config(TINY[family]()).eval()
+    module.save_pretrained(tmp_path)
+    small_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    engine = engine_of(tmp_path, max_batch_tokens=400)
+    texts = ["the film is very good", "a", "positive " * 200, "very good"]
+    found = embed(engine, texts)
+    for ids, ours in zip(engine.text.encode_texts(texts), found, strict=True):
+        np.testing.assert_allclose(ours, reference(module.model, ids.tolist(), "mean_tokens", False), atol=1e-5)
+    assert engine_of(tmp_path, context_length=9).context_length == 9
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,9 @@ import pyarrow as pa
 import pytest
 from fake_service import answers, batch_of, wait_until
 
+from spark_llm.engine.backend.chat import completion_of
 from spark_llm.engine.backend.connection import Connection, Refused
+from spark_llm.engine.backend.embedding import Embedding
 from spark_llm.engine.backend.engine import RemoteEngine
 from spark_llm.engine.backend.form import AnswerFormat, WrongAnswer
 from spark_llm.engine.backend.rates import Bucket, Clock, Limits
@@ -80,6 +82,8 @@ class FakeServer:
             if isinstance(found, Exception):
                 raise found
             return found
+        if request.url.path.endswith("/embeddings"):
+            return embedded(self.bodies[-1]["input"])
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
@@ -94,6 +98,14 @@ class FakeServer:
             raise
         finally:
             self.under_way -= 1
+
+
+def embedded(texts: list[str]) -> httpx2.Response:
+    """Of each text its length and 0.1, the last first; a text "bad" makes the request a bad one, a long list too."""
+    if "bad" in texts or len(texts) > 32:
+        return httpx2.Response(422, json={"error": {"message": "cannot embed that"}})
+    data = [{"index": number, "embedding": [len(text), 0.1]} for number, text in enumerate(texts)]
+    return httpx2.Response(200, json={"data": data[::-1], "usage": {"prompt_tokens": 10 * len(texts)}})
 
 
 def complete(
@@ -322,9 +334,10 @@ class Remote:
 
 
 @pytest.fixture
-def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
+def remote(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
     server = FakeServer()
-    spec = EngineSpec(backend=BackendSpec(url=URL, concurrency=4, retries=1))
+    task = getattr(request, "param", "generate")
+    spec = EngineSpec(backend=BackendSpec(url=URL, concurrency=4, retries=1), task=task)
     assert spec.backend is not None
     backend = spec.backend
     engine = RemoteEngine(spec, lambda: Connection(backend, httpx2.MockTransport(server), FakeClock()))
@@ -466,11 +479,75 @@ def test_what_keeps_a_server_from_being_used_is_told_at_the_start(
 
 def test_completions_without_usage_are_estimated() -> None:
     from spark_llm.engine.backend.connection import Choice, Message, Reply
-    from spark_llm.engine.backend.engine import _completion
 
     request = Request(1, pack(b"12345678"), SamplingParams())
-    done: Completion = _completion(request, Reply([Choice(Message("ok"), "stop")]))
+    done: Completion = completion_of(request, Reply([Choice(Message("ok"), "stop")]))
     assert (done.prompt_tokens, done.computed_tokens, done.num_output) == (2, 2, 1)
+
+
+embeds = pytest.mark.parametrize("remote", ["embed"], indirect=True)
+
+
+@embeds
+def test_texts_are_embedded_many_a_request_and_keep_their_order(remote: Remote) -> None:
+    texts = {number: "é" * number for number in range(100)}
+    with remote.client.stream(StreamOpen(query="q", params=SamplingParams(max_tokens=9))) as stream:
+        stream.send(batch_of({number: [f"{text}\n"] for number, text in texts.items()}))
+        found = answers(stream)
+    assert {number: row["text"] for number, row in found.items()} == {number: f"[{number},0.1]" for number in texts}
+    assert sum(row["prompt_tokens"] for row in found.values()) == 1000  # type: ignore[misc]
+    assert sum(row["output_tokens"] for row in found.values()) == 0  # type: ignore[misc]
+    assert len(remote.server.bodies) < 10
+    assert {request.url.path for request in remote.server.requests} == {"/v1/embeddings"}
+    assert set(remote.server.bodies[0]) == {"model", "input"}
+
+
+@embeds
+def test_a_text_that_is_refused_fails_alone(remote: Remote) -> None:
+    rows = {number: ["bad" if number == 7 else f"text {number}"] for number in range(20)}
+    found = remote.ask(StreamOpen(query="q"), batch_of(rows))
+    assert [number for number, row in found.items() if row["error"] is not None] == [7]
+    assert "cannot embed that" in found[7]["error"]
+
+
+@pytest.mark.parametrize(
+    ("response", "error"),
+    [
+        (httpx2.Response(401), "LLM_BACKEND_REFUSED"),
+        (httpx2.Response(200, json={"data": []}), "one vector for each of 2"),
+        (httpx2.Response(200, json={"data": [{"index": 0, "embedding": [1]}] * 2}), "one vector for each of 2"),
+        (
+            httpx2.Response(200, json={"data": [{"index": n, "embedding": [1] * (n + 1)} for n in range(2)]}),
+            "one vector for each of 2",
+        ),
+        (
+            httpx2.Response(200, json={"data": [{"index": n, "embedding": [1e300]} for n in range(2)]}),
+            "LLM_BACKEND_ANSWER_UNUSABLE",
+        ),
+    ],
+)
+def test_replies_without_a_vector_for_each_text_are_errors(response: httpx2.Response, error: str) -> None:
+    server = FakeServer(response)
+
+    async def ask() -> list[Completion]:
+        backend = BackendSpec(url=URL)
+        embedding = Embedding(Connection(backend, httpx2.MockTransport(server), FakeClock()), "m")
+        rows = [Request(number, pack(b'"abc"'), SamplingParams()) for number in range(2)]
+        return [*await embedding.ask(rows), *await embedding.ask(rows[:1])]
+
+    *refused, good = asyncio.run(ask())
+    for answer in refused:
+        assert answer.error is not None
+        assert error in str(LlmError(answer.error[0], **answer.error[1]))
+    assert (good.text, good.error) == ("[3,0.1]", None)
+
+
+@embeds
+def test_what_only_generation_has_is_refused_before_the_server_is_asked(remote: Remote) -> None:
+    for header in (StreamOpen(system="x"), StreamOpen(constraint=Constraint(kind="choices", choices=("a",)))):
+        with pytest.raises(LlmError, match=r"LLM_MODEL_TASK_MISMATCH.*Leave that out"):
+            remote.ask(header, batch_of({1: ["a"]}))
+    assert not remote.server.requests
 
 
 def test_the_gateway_loads_no_torch() -> None:
