@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from spark_llm.errors import LlmError
+
 AGGREGATE_NAME = "llm_aggregate"
 """The name of the PythonUDF that stands for an aggregate's input; it is never run."""
 
@@ -36,3 +38,7 @@ class AggregateSpec(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     def decode(text: str) -> AggregateSpec:
         """The inverse of ``encode``."""
         return msgspec.json.decode(text, type=AggregateSpec)
+
+    def not_planned(self, reason: str) -> LlmError:
+        """What a query fails with in which the aggregate is left as it was written."""
+        return LlmError("LLM_AGGREGATE_NOT_PLANNED", function=self.function, reason=reason)

@@ -10,18 +10,66 @@ import org.apache.spark.sql.catalyst.expressions.Attribute;
 import org.apache.spark.sql.catalyst.expressions.Expression;
 import org.apache.spark.sql.catalyst.expressions.PythonUDF;
 import org.apache.spark.sql.catalyst.expressions.aggregate.AggregateExpression;
+import org.apache.spark.sql.catalyst.expressions.aggregate.CollectList;
 import org.apache.spark.sql.catalyst.optimizer.ReplaceExpressions;
 import org.apache.spark.sql.catalyst.plans.logical.Aggregate;
+import org.apache.spark.sql.catalyst.plans.logical.Join;
 import org.apache.spark.sql.catalyst.plans.logical.LocalRelation;
 import org.apache.spark.sql.catalyst.plans.logical.LogicalPlan;
 import org.apache.spark.sql.catalyst.trees.TreePattern;
 import org.apache.spark.sql.classic.SparkSession;
+import org.apache.spark.sql.types.DataType;
 import scala.Option;
 import scala.collection.Iterator;
 import scala.collection.immutable.Seq;
 
+/** An aggregate function that only stands for calls: Spark's own in where it may stand, not in its type and its name. */
+public final class Answers extends CollectList {
+  private final String call;
+  private final String arguments;
+  private final DataType type;
+  private final boolean isNullable;
+
+  public Answers(Expression input, String call, String arguments, DataType type, boolean isNullable) {
+    super(input);
+    this.call = call;
+    this.arguments = arguments;
+    this.type = type;
+    this.isNullable = isNullable;
+  }
+
+  public DataType dataType() { return type; }
+
+  public boolean nullable() { return isNullable; }
+
+  /** Of a group without rows, as correlated subqueries have them. */
+  public Option defaultResult() { return isNullable ? Option.empty() : super.defaultResult(); }
+
+  public String prettyName() { return call; }
+
+  public String sql(boolean isDistinct) { return call + (isDistinct ? "(DISTINCT " : "(") + arguments + ")"; }
+
+  Answers shown(String arguments) { return new Answers(child(), call, arguments, type, isNullable); }
+
+  public CollectList withNewChildInternal(Expression input) {
+    return new Answers(input, call, arguments, type, isNullable);
+  }
+}
+
+/** Questions about plans with them. */
 public final class LlmAggregates {
   private static final String INPUT = "llm_aggregate"; // as spark_llm.aggregate names it
+  private static final String KEEPING = " Aggregate Distinct Except Expand Filter GlobalLimit Intersect Join LocalLimit Offset"
+      + " Project RebalancePartitions Repartition RepartitionByExpression Sample Sort SubqueryAlias Union Window"
+      + " WindowGroupLimit WithCTE CTERelationDef ";
+
+  /** The function of this name over a PythonUDF (spec, text). */
+  public Expression function(Expression input, String call, DataType type, boolean isNullable) {
+    return new Answers(input, call, "", type, isNullable);
+  }
+
+  /** The function with its arguments as the name of a column shows them. */
+  public Expression shown(Expression function, String arguments) { return ((Answers) function).shown(arguments); }
 
   public static boolean isInput(Expression expression) {
     return expression instanceof PythonUDF && INPUT.equals(((PythonUDF) expression).name());
@@ -59,10 +107,58 @@ public final class LlmAggregates {
     return false;
   }
 
+  /** The input of one of the plan's aggregates over answers, of which it must hold one. */
+  public Expression anyIn(LogicalPlan plan) {
+    Iterator expressions = plan.expressions().iterator();
+    while (expressions.hasNext()) {
+      Expression found = (Expression) expressions.next();
+      if (holds(found)) return anyIn(found);
+    }
+    Iterator children = plan.children().iterator();
+    while (children.hasNext()) {
+      LogicalPlan found = (LogicalPlan) children.next();
+      if (holds(found)) return anyIn(found);
+    }
+    throw new IllegalArgumentException("no aggregate over answers in " + plan.nodeName());
+  }
+
+  private Expression anyIn(Expression expression) {
+    Iterator children = expression.children().iterator();
+    while (!isInput(expression)) {
+      Expression found = (Expression) children.next();
+      if (holds(found)) return anyIn(found);
+    }
+    return expression;
+  }
+
   /** What the aggregate expression has for its input, if that is a PythonUDF (spec, text) of ours, else null. */
   public Expression input(Expression aggregate) {
     Expression first = (Expression) ((AggregateExpression) aggregate).aggregateFunction().children().head();
     return isInput(first) ? first : null;
+  }
+
+  /** Most bytes that the plan's rows can have in the files and tables they come from, by what Spark knows of these;
+   * infinite where something stands between that may make much of little. A Project's own estimate is none: to it a
+   * text is as long as two numbers. */
+  public double sourceBytes(LogicalPlan plan) {
+    if (plan.children().isEmpty()) return plan.stats().sizeInBytes().doubleValue();
+    if (KEEPING.indexOf(" " + plan.nodeName() + " ") < 0) return Double.POSITIVE_INFINITY;
+    Iterator children = plan.children().iterator();
+    double bytes = sourceBytes((LogicalPlan) children.next());
+    while (children.hasNext()) {
+      double more = sourceBytes((LogicalPlan) children.next());
+      bytes = !(plan instanceof Join) ? bytes + more : isOfLeft((Join) plan) ? bytes : bytes * Math.max(1, more);
+    }
+    return bytes;
+  }
+
+  private static boolean isOfLeft(Join join) {
+    return join.joinType().sql().equals("LEFT SEMI") || join.joinType().sql().equals("LEFT ANTI");
+  }
+
+  /** Most rows that the plan can have, -1 where Spark does not know. */
+  public long mostRows(LogicalPlan plan) {
+    return plan.maxRows().isDefined() ? ((Number) plan.maxRows().get()).longValue() : -1;
   }
 
   /** The results with these attributes in place of those with the same ids, whose names are long. */

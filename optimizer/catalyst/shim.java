@@ -106,12 +106,18 @@ public final class RuleBuilder extends scala.runtime.AbstractFunction1 {
 public final class Plans {
   public boolean holdsCall(LogicalPlan plan) {
     if (!plan.containsPattern(TreePattern.EVAL_PYTHON_UDF())) return false;
-    if (isCall(plan)) return true;
+    if (isCall(plan) || isLeftAggregate(plan)) return true;
     Iterator children = plan.children().iterator();
     while (children.hasNext()) {
       if (holdsCall((LogicalPlan) children.next())) return true;
     }
     return false;
+  }
+
+  /** Is this node an ArrowEvalPython of an aggregate over answers, which its rule has not seen? */
+  public boolean isLeftAggregate(LogicalPlan plan) {
+    return plan instanceof ArrowEvalPython
+        && "llm_aggregate".equals(((PythonUDF) ((ArrowEvalPython) plan).udfs().head()).name());
   }
 
   /** Is this node an ArrowEvalPython of llm() calls? */

@@ -13,7 +13,7 @@ from spark_llm.optimizer.rules.keep_budget import keep_budget
 from spark_llm.optimizer.rules.limit_before_calls import limit_before_calls
 from spark_llm.optimizer.rules.limit_groups_before_calls import limit_groups_before_calls
 from spark_llm.optimizer.rules.limit_into_filter import limit_into_filter
-from spark_llm.optimizer.rules.llm_aggregates import llm_aggregates
+from spark_llm.optimizer.rules.llm_aggregates import aggregates_left, llm_aggregates
 from spark_llm.optimizer.rules.mask_conditional_calls import mask_conditional_calls
 from spark_llm.optimizer.rules.order_llm_predicates import order_llm_predicates
 from spark_llm.optimizer.rules.place_calls_around_joins import place_calls_around_joins
@@ -34,6 +34,7 @@ EARLY_RULES: tuple[Rule, ...] = (
 
 RULES: tuple[Rule, ...] = (
     Rule("reuseAnswers", reuse_answers),
+    Rule("llmAggregates", aggregates_left),
     Rule("limitBeforeCalls", limit_before_calls),
     Rule("limitBeforeCalls", limit_groups_before_calls),
     Rule("reuseAnswers", share_answers),

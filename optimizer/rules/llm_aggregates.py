@@ -31,22 +31,20 @@ Without other aggregates beside it there is no join, and the input is read once.
 from __future__ import annotations
 
 import dataclasses
-import math
+import logging
 from collections.abc import Sequence
 
-from spark_llm.aggregate import AggregateSpec, Option
+from spark_llm.aggregate import AggregateSpec
 from spark_llm.errors import LlmError
 from spark_llm.optimizer.catalyst.bridge import Expression, Jvm, Node, items, module
 from spark_llm.optimizer.catalyst.context import Context
 from spark_llm.optimizer.catalyst.runner import Refusal
+from spark_llm.optimizer.rules.aggregate_queries import most_chunks, reduced, top_k
 from spark_llm.optimizer.rules.calls import literal_text
 
 NAME = "llmAggregates"
-_GRADES = 10
-_PACKED = 16  # bytes of text for each byte that a table says it has, at most: files are compressed
-_MOST_CHUNKS = 1 << 20  # of a group of unknown size
-_LEAST_CHUNKS = 64
-_TASK_SHARE = 4  # partitions of the first level for each task slot, so that a lost task loses little
+
+logger = logging.getLogger("spark_llm.optimizer")
 
 
 def llm_aggregates(plan: Node, context: Context) -> Node:
@@ -62,12 +60,39 @@ def llm_aggregates(plan: Node, context: Context) -> Node:
     return plan
 
 
+def aggregates_left(plan: Node, context: Context) -> Node:
+    """``plan``, which has no aggregate over answers left. LLM_AGGREGATE_NOT_PLANNED if it has one."""
+    marks = context.catalyst.questions("LlmAggregates")
+    if marks.holds(plan):
+        raise Refusal(_spec_of(marks.anyIn(plan)).not_planned("the rule is switched off"))
+    return plan
+
+
 def _rewritten(plan: Node, marks: Jvm, context: Context) -> Node:
     if not marks.holds(plan):
         return plan
     children = [_rewritten(child, marks, context) for child in items(plan.children())]
     plan = context.catalyst.with_children(plan, children)
-    return _planned(plan, marks, context) if marks.isOne(plan) else plan
+    return _sound(plan, marks, context) if marks.isOne(plan) else plan
+
+
+def _sound(node: Node, marks: Jvm, context: Context) -> Node:
+    """``node``, an Aggregate, with calls. LLM_AGGREGATE_NOT_PLANNED where that fails: it cannot stay as it is."""
+    try:
+        planned = _planned(node, marks, context)
+        problem = context.catalyst.problem(node, planned)
+    except Refusal:
+        raise
+    except Exception as error:
+        logger.warning("Rule %s failed.", NAME, exc_info=True)
+        problem = f"{type(error).__name__}: {error}".partition("\n")[0]
+    if problem:
+        raise Refusal(_spec_of(marks.anyIn(node)).not_planned(f"the rule failed ({problem})"))
+    return planned
+
+
+def _spec_of(marker: Expression) -> AggregateSpec:
+    return AggregateSpec.decode(literal_text(marker.children().head()))
 
 
 def _refusal(reason: str) -> Refusal:
@@ -96,8 +121,7 @@ def _planned(node: Node, marks: Jvm, context: Context) -> Node:
             continue
         if (marker := marks.input(aggregate)) is None:
             raise _refusal("Spark has rewritten its argument (PIVOT)")
-        spec, text = items(marker.children())
-        found.append(_Answers(AggregateSpec.decode(literal_text(spec)), aggregate, text))
+        found.append(_Answers(_spec_of(marker), aggregate, marker.children().last()))
     for answers in found:
         context.notes.fired(NAME, answers.spec.function, "calls about chunks of each group, level by level")
     short = [each.aggregate.resultAttribute().withName("_answer") for each in found]
@@ -154,7 +178,8 @@ def _calls(answers: _Answers, keys: Sequence[Expression], child: Node, marks: Jv
     if spec.function == "ai_top_k":
         query = top_k(spec, names)
     else:
-        chunks = _chunks(spec, int(str(source.stats().sizeInBytes())))
+        rows = int(marks.mostRows(child))
+        chunks = most_chunks(spec, None if rows < 0 else rows, float(marks.sourceBytes(child)))
         query = reduced(spec, names, bool(answers.aggregate.isDistinct()), chunks, context.slots)
     plan = marks.planned(context.session, query, source, catalyst.seq([*columns, column.toAttribute()]))
     *_, result = items(plan.output())
@@ -173,105 +198,3 @@ def _without_null(joined: Node, answers: _Answers, context: Context) -> Node:
     filled = catalyst.expressions.Coalesce(catalyst.seq([found, empty]))
     named = catalyst.expressions.Alias(filled, "_answer", answers.aggregate.resultId(), *_no_details(context))
     return catalyst.plans.Project(catalyst.seq([*rest, named]), joined)
-
-
-def _chunks(spec: AggregateSpec, table_bytes: int) -> int:
-    """Most chunks that a group may have, by what Spark knows of its table."""
-    size = _size(spec)
-    return max(_LEAST_CHUNKS, min(_MOST_CHUNKS, _PACKED * table_bytes // size))
-
-
-def _size(spec: AggregateSpec) -> int:
-    """Bytes between the beginnings of two chunks: a chunk's last text may stand over its end."""
-    return max(1, spec.chunk_bytes * 2 // 3)
-
-
-def reduced(spec: AggregateSpec, keys: Sequence[str], is_distinct: bool, chunks: int, slots: int) -> str:
-    """The query of ``ai_agg`` over the table ``input``: the keys, ``_text`` -> the keys, ``_answer``.
-
-    chunks: as many as a group may have need levels; one that has more fails before its first call.
-    """
-    size = _size(spec)
-    longest = max(1, spec.chunk_bytes - size)
-    levels = max(1, math.ceil(math.log(chunks, spec.fan_in) - 1e-9))
-    too_large = LlmError(
-        "LLM_AGGREGATE_TOO_LARGE",
-        function=spec.function,
-        size=size * spec.fan_in**levels,
-        key="spark.llm.aggregate.chunkLength",
-    )
-    group = "".join(f"{key}, " for key in keys)
-    by = f"PARTITION BY {', '.join(keys)} " if keys else ""
-    line = (
-        f"if(octet_length(_text) <= {longest}, _text, "
-        f"concat(substring(_text, 1, CAST({longest}L * length(_text) DIV octet_length(_text) AS INT)), '…'))"
-    )
-    if not is_distinct:
-        line = f"if(_n = 1, {line}, concat('(', _n, ' times) ', {line}))"
-    query = f"SELECT {group}CAST(_text AS STRING) AS _text FROM input"
-    query = f"SELECT {group}_text, count(*) AS _n FROM ({query}) GROUP BY {group}_text"
-    query = f"SELECT {group}_text, {line} AS _line FROM ({query})"
-    start = f"sum(octet_length(_line) + 3) OVER ({by}ORDER BY _text ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
-    query = f"SELECT {group}_line, coalesce({start}, 0) DIV {size} AS _chunk FROM ({query})"
-    query = (
-        f"SELECT {group}_line, if(_chunk < {spec.fan_in**levels}, _chunk, raise_error({_literal(str(too_large))})) "
-        f"AS _chunk FROM ({query})"
-    )
-    query = (
-        f"SELECT {_spread(keys, min(chunks, _TASK_SHARE * slots))}{group}_chunk, "
-        f"sort_array(collect_list(_line)) AS _texts FROM ({query}) GROUP BY {group}_chunk"
-    )
-    call = _call(spec, spec.prompt, "texts => if(size(_texts) = 0, NULL, _texts)")
-    query = f"SELECT {group}_chunk, {call} AS _answer FROM ({query})"
-    for _ in range(levels):
-        chunks = math.ceil(chunks / spec.fan_in)
-        query = (
-            f"SELECT {_spread(keys, min(chunks, slots))}{group}_chunk DIV {spec.fan_in} AS _chunk, "
-            f"sort_array(collect_list(struct(_chunk, _answer))) AS _parts FROM ({query}) "
-            f"GROUP BY {group}_chunk DIV {spec.fan_in}"
-        )
-        call = _call(spec, spec.combine, "answers => transform(_parts, p -> p._answer)")
-        query = (
-            f"SELECT {group}_chunk, CASE WHEN size(_parts) = 1 THEN _parts[0]._answer "
-            f"WHEN exists(_parts, p -> p._answer IS NULL) THEN NULL ELSE {call} END AS _answer FROM ({query})"
-        )
-    return f"SELECT {group}_answer FROM ({query})" if keys else f"SELECT max(_answer) AS _answer FROM ({query})"
-
-
-def top_k(spec: AggregateSpec, keys: Sequence[str]) -> str:
-    """The query of ``ai_top_k`` over the table ``input``: the keys, ``_text`` -> the keys, ``_answer``."""
-    group = "".join(f"{key}, " for key in keys)
-    by = f"PARTITION BY {', '.join(keys)} " if keys else ""
-    grades = ", ".join(f"'{grade}'" for grade in range(_GRADES + 1))
-    call = _call(spec, spec.prompt, "text => _text", f"choices => array({grades})")
-    query = f"SELECT {group}CAST(_text AS STRING) AS _text FROM input"
-    query = f"SELECT {group}_text FROM ({query}) GROUP BY {group}_text"
-    query = f"SELECT {group}_text, CAST({call} AS INT) AS _grade FROM ({query})"
-    query = (
-        f"SELECT {group}_text, _grade, row_number() OVER ({by}ORDER BY _grade DESC NULLS LAST, _text) AS _rank "
-        f"FROM ({query})"
-    )
-    best = "sort_array(collect_list(if(_grade IS NULL, NULL, struct(_rank, _text))))"
-    last = f"GROUP BY {', '.join(keys)}" if keys else ""
-    return f"SELECT {group}transform({best}, p -> p._text) AS _answer FROM ({query}) WHERE _rank <= {spec.k} {last}"
-
-
-def _spread(keys: Sequence[str], partitions: int) -> str:
-    """Chunks go to partitions by hash: those of one group are in one task before."""
-    return f"/*+ REPARTITION({partitions}, {', '.join([*keys, '_chunk'])}) */ "
-
-
-def _call(spec: AggregateSpec, prompt: str, field: str, *more: str) -> str:
-    options = [f"{name} => {_literal(value)}" for name, value in spec.options.items()]
-    return f"llm({', '.join([_literal(prompt), field, *more, *options])})"
-
-
-def _literal(value: Option) -> str:
-    """A constant in SQL."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    if isinstance(value, tuple | list):
-        return f"array({', '.join(map(_literal, value))})"
-    return f"{value!r}D" if isinstance(value, float) else str(value)

@@ -1,7 +1,8 @@
 """``ai_agg``, ``ai_summarize_agg`` and ``ai_top_k``: aggregate functions whose calls a plan rule makes.
 
-What they build is an aggregate function of Spark's of the right type over a Python function that is never run; so Spark
-itself checks where it may stand and handles DISTINCT, FILTER and HAVING. rules/llm_aggregates.py takes it out.
+What they build is an aggregate function (catalyst/llm_aggregates.java) over a Python function, neither of which is ever
+run; so Spark itself checks where it may stand and handles DISTINCT, FILTER and HAVING. rules/llm_aggregates.py takes it
+out.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from spark_llm.aggregate import AggregateSpec
 from spark_llm.config import LlmConf
 from spark_llm.functions import fields
 from spark_llm.functions.signature import Bound, Function
-from spark_llm.optimizer.catalyst.bridge import Expression
+from spark_llm.optimizer.catalyst.bridge import Expression, Jvm
 
 BYTES_PER_TOKEN = 3  # of text; fewer only in scripts and texts that the tokenizer hardly knows, whose chunks are cut
 ANSWER_TOKENS = 128  # of an answer about a chunk, and of the last one
@@ -45,7 +46,7 @@ def _reduced(bound: Bound, instruction: str) -> Expression:
         chunk_bytes=length * BYTES_PER_TOKEN,
         fan_in=max(2, length // (options["max_tokens"] + _QUOTES_TOKENS)),
     )
-    return _over_marker(bound, spec, "ListAgg")
+    return _function(bound, spec, bound.builder.catalyst.types.StringType, True)
 
 
 def _top_k(bound: Bound) -> Expression:
@@ -58,7 +59,8 @@ def _top_k(bound: Bound) -> Expression:
     options.setdefault("truncate", "longest")
     prompt = f"How well does the text meet this criterion: {criterion.strip()}\n0 is not at all, 10 is perfectly."
     spec = AggregateSpec(function="ai_top_k", prompt=prompt, options=options, k=k)
-    return _over_marker(bound, spec, "CollectList")
+    types = bound.builder.catalyst.types
+    return _function(bound, spec, types.createArrayType(types.StringType, False), False)
 
 
 def _options(bound: Bound) -> dict[str, Any]:
@@ -70,11 +72,12 @@ def _options(bound: Bound) -> dict[str, Any]:
     return dict(bound.options)
 
 
-def _over_marker(bound: Bound, spec: AggregateSpec, function: str) -> Expression:
+def _function(bound: Bound, spec: AggregateSpec, type_: Jvm, is_nullable: bool) -> Expression:
+    """The aggregate function of a DataType of Spark's."""
     catalyst = bound.builder.catalyst
     _, text = fields.field(bound.given["text"], "text", catalyst)
     marker = bound.builder.aggregate_input(bound.session, spec, text)
-    return getattr(catalyst.expressions.aggregate, function)(marker)
+    return catalyst.questions("LlmAggregates").function(marker, spec.function, type_, is_nullable)
 
 
 _TEXT = "text - a STRING; NULL is left out."

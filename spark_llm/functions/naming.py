@@ -15,13 +15,14 @@ def shown_as_call(name: str, arguments: Sequence[Expression], result: Expression
 
     Decode is Spark's expression that is nothing else: it has arguments to show and an expression to stand for, which
     the analyser looks into, and which the optimizer puts in its place before any other rule. An aggregate function
-    must be one itself, and keeps its name.
+    must be one itself: ours shows its arguments as a text.
     """
+    shown = [_shown(argument, catalyst) for argument in arguments]
     if catalyst.is_a(result, _AGGREGATE):
-        return result
-    shown = catalyst.expressions.Decode(catalyst.seq(_shown(each, catalyst) for each in arguments), result)
-    shown.setTagValue(catalyst.jvm.org.apache.spark.sql.catalyst.analysis.FunctionRegistry.FUNC_ALIAS(), name)
-    return shown
+        return catalyst.questions("LlmAggregates").shown(result, ", ".join(map(catalyst.pretty_sql, shown)))
+    call = catalyst.expressions.Decode(catalyst.seq(shown), result)
+    call.setTagValue(catalyst.jvm.org.apache.spark.sql.catalyst.analysis.FunctionRegistry.FUNC_ALIAS(), name)
+    return call
 
 
 def _shown(argument: Expression, catalyst: Catalyst) -> Expression:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import pytest
 
 from spark_llm.aggregate import AggregateSpec
 from spark_llm.call import CallSpec
-from spark_llm.optimizer.rules.llm_aggregates import reduced, top_k
+from spark_llm.optimizer.rules.aggregate_queries import most_chunks, reduced, top_k
 
 SPEC = AggregateSpec(
     function="ai_agg",
@@ -39,3 +41,13 @@ def test_options_and_keys() -> None:
     assert "PARTITION BY" not in query
     assert " times) " not in query
     assert "PARTITION BY a, b ORDER BY" in top_k(msgspec.structs.replace(SPEC, k=3), ["a", "b"])
+
+
+def test_chunks_that_a_group_may_have() -> None:
+    size = 200  # two thirds of a chunk
+    assert most_chunks(SPEC, 0, 0) == most_chunks(SPEC, 1, math.inf)
+    rows = 1000
+    assert most_chunks(SPEC, rows, 0) * size >= rows * 4 * 100  # each as long as may be, of the longest characters
+    assert most_chunks(SPEC, None, 10**6) == 16 * 10**6 // size
+    assert most_chunks(SPEC, None, math.inf) == most_chunks(SPEC, None, 1e30) == 1 << 20
+    assert 1 < most_chunks(SPEC, None, 0) < 100
