@@ -74,6 +74,7 @@ def _print_table(table: list[list[str]]) -> None:
 @app.command()
 def serve(
     model: str = typer.Option("default", help="A folder, a .gguf file, a Hugging Face id, or the packaged model."),
+    task: str = typer.Option("auto", help="generate, embed, or auto: what the model is for; `default` generates."),
     host: str = typer.Option("127.0.0.1", help="Address to listen on; one that others reach needs --api-key-file."),
     port: int = typer.Option(8000, min=0, max=65535, help="0 takes any port that is free."),
     api_key_file: str = typer.Option("", help="Keys that may ask: a line `key` or `name key` for each."),
@@ -83,25 +84,36 @@ def serve(
     threads: int = typer.Option(0, min=0, help="CPU threads; 0 takes all cores."),
     context_length: int = typer.Option(0, min=0, help="Most tokens of prompt and answer; 0 is the model's own."),
 ) -> None:
-    """Serve a model over HTTP in OpenAI's protocol: completions, chat completions, models, metrics."""
+    """Serve a model over HTTP in OpenAI's protocol: completions, chat completions or embeddings; models, metrics."""
     from spark_llm.config_kinds import DEVICE
     from spark_llm.engine.config import DTYPES, EngineSpec
 
     if dtype not in DTYPES:
         raise typer.BadParameter(f"one of {', '.join(DTYPES)}", param_hint="--dtype")
+    if task not in ("auto", "generate", "embed"):
+        raise typer.BadParameter("one of auto, generate, embed", param_hint="--task")
     try:
         device = DEVICE.parse(device)
     except ValueError:
         raise typer.BadParameter(DEVICE.expected, param_hint="--device") from None
     try:
+        from spark_llm.engine.encoder.config import natural_task
+        from spark_llm.engine.model.source import resolve
         from spark_llm.engine.serve.main import ServeOptions
         from spark_llm.engine.serve.main import serve as run
     except ImportError as error:
         typer.echo(f"{error}: pip install 'spark-llm[serve]'", err=True)
         raise typer.Exit(2) from None
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    spec = EngineSpec(model=model, dtype=dtype, device=device, threads=threads, context_length=context_length)  # type: ignore[arg-type]
     try:
+        spec = EngineSpec(
+            model=model,
+            task=natural_task(resolve(model)) if task == "auto" else task,  # type: ignore[arg-type]
+            dtype=dtype,  # type: ignore[arg-type]
+            device=device,
+            threads=threads,
+            context_length=context_length,
+        )
         run(spec, ServeOptions(host=host, port=port, key_file=Path(api_key_file) if api_key_file else None, name=name))
     except LlmError as error:
         typer.echo(str(error), err=True)

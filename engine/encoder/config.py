@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from spark_llm.engine.config import Task
 from spark_llm.engine.model.read_config import ARCHITECTURES, ENCODERS, architecture_of, read_json
 from spark_llm.engine.model.source import ModelSource
 from spark_llm.errors import LlmError
@@ -21,13 +22,14 @@ class Head:
     """What makes one vector of a text's hidden states, and which texts there may be.
 
     window: most tokens of a text, special ones included; None: as many as the model has positions. lowercase: texts
-    become lower case before the tokenizer sees them.
+    become lower case before the tokenizer sees them. prompt: what is put before every text.
     """
 
     pooling: Pooling = "mean"
     normalize: bool = False
     window: int | None = None
     lowercase: bool = False
+    prompt: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,17 @@ class EncoderConfig:
         """Most tokens of a text, special ones included."""
         positions = self.num_positions - self.position_offset
         return positions if self.head.window is None else min(positions, self.head.window)
+
+
+def natural_task(source: ModelSource) -> Task:
+    """What a model is for, as far as its files tell: encoders, and what sentence-transformers has laid out, embed."""
+    if source.kind == "gguf":
+        return "generate"
+    folder, path = source.path.parent, source.path
+    if source.kind == "folder":
+        folder, path = source.path, source.path / "config.json"
+    is_encoder = architecture_of(read_json(path, source.name) or {}) in ENCODERS
+    return "embed" if is_encoder or (folder / "modules.json").is_file() else "generate"
 
 
 def load_encoder_config(source: ModelSource) -> EncoderConfig:
@@ -126,7 +139,17 @@ def load_head(source: ModelSource) -> Head:
         normalize="Normalize" in modules,
         window=None if window is None else int(window),
         lowercase=bool(limits.get("do_lower_case", False)),
+        prompt=_prompt(source, folder),
     )
+
+
+def _prompt(source: ModelSource, folder: Path) -> str:
+    raw = read_json(folder / "config_sentence_transformers.json", source.name) or {}
+    name = raw.get("default_prompt_name")
+    prompts = raw.get("prompts") or {}
+    if name is not None and name not in prompts:
+        raise _corrupt(source, f"config_sentence_transformers.json has no prompt {name!r}")
+    return "" if name is None else str(prompts[name])
 
 
 def _modules(source: ModelSource, folder: Path) -> dict[str, str]:
@@ -141,6 +164,8 @@ def _modules(source: ModelSource, folder: Path) -> dict[str, str]:
 
 
 def _pooling(source: ModelSource, raw: Mapping[str, Any]) -> Pooling:
+    if raw.get("include_prompt", True) is False:
+        raise _unsupported(source, "pooling without the prompt")
     flag = "pooling_mode_"
     asked = [str(raw["pooling_mode"])] if isinstance(raw.get("pooling_mode"), str) else []
     asked += [

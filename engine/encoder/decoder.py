@@ -15,8 +15,6 @@ from spark_llm.engine.model.blocks import plan_whole_rows
 from spark_llm.engine.model.config import ModelConfig
 from spark_llm.engine.model.decoder import Decoder, KVPool, StepBatch, as_index
 
-_CPU = torch.device("cpu")
-
 
 class DecoderEmbedder:
     """A decoder ready to embed in ``dtype``; see engine.encoder.engine.Embedder. Its LM head is not used.
@@ -33,7 +31,8 @@ class DecoderEmbedder:
         context_length: int,
     ) -> None:
         limits = (config.context_length, config.sliding_window, head.window, context_length)
-        self.name, self.vocab_size, self.head, self.device = config.name, config.vocab_size, head, _CPU
+        self.name, self.vocab_size, self.width = config.name, config.vocab_size, config.hidden_size
+        self.head, self.device = head, torch.device("cpu")
         self.window = min(limit for limit in limits if limit)
         self._decoder = Decoder(config, weights, dtype, self.window)
 

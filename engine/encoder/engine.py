@@ -32,7 +32,7 @@ _MAX_ATTEMPTS = 2
 
 
 class Embedder(Protocol):
-    """A model that makes vectors of texts. window: most tokens of a text.
+    """A model that makes vectors of texts. window: most tokens of a text. width: of a vector.
 
     ``embed`` takes ids, int64 [rows, most tokens], with any valid id where a text has ended, and lengths, int64 [rows];
     it returns float32 [rows, width] on the CPU.
@@ -41,6 +41,7 @@ class Embedder(Protocol):
     name: str
     vocab_size: int
     window: int
+    width: int
     head: Head
     device: torch.device
 
@@ -62,6 +63,7 @@ class EncoderEngine:
         self.dtype = dtype
         self.model_config = ModelName(model.name)
         self.context_length = text.window
+        self.width = model.width
         self._model = model
         least = _CPU_BATCH_TOKENS if model.device.type == "cpu" else _GPU_BATCH_TOKENS
         self._batch_tokens = spec.max_batch_tokens or least

@@ -37,7 +37,7 @@ def load_encoder(spec: EngineSpec) -> EncoderEngine:
         reason = f"the tokenizer has {found} tokens, the model {model.vocab_size}"
         raise LlmError("LLM_TOKENIZER_MISSING", model=source.name, reason=reason)
     window = min(spec.context_length or model.window, model.window)
-    text = EncoderText(loaded.tokenizer, source.name, window, model.head.lowercase)
+    text = EncoderText(loaded.tokenizer, source.name, window, model.head)
     log.info("model %s: %s weights on %s, %s, %d tokens a text", source.name, label, model.device, model.head, window)
     return EncoderEngine(spec, model, text, label)
 

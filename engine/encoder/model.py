@@ -54,7 +54,8 @@ class Encoder:
 
     def __init__(self, config: EncoderConfig, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> None:
         self.config = config
-        self.name, self.vocab_size, self.window, self.head = config.name, config.vocab_size, config.window, config.head
+        self.name, self.vocab_size, self.width = config.name, config.vocab_size, config.hidden_size
+        self.window, self.head = config.window, config.head
         held = {name.removeprefix(config.prefix): tensor.to(dtype) for name, tensor in weights}
         self._words = held.pop("embeddings.word_embeddings.weight")
         self.device = self._words.device

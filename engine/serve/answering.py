@@ -59,38 +59,31 @@ class _Outbox(queue.SimpleQueue[list[Answer]]):
             self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
 
 
-class Answers:
-    """Asks the engine behind ``loop`` for rows, on behalf of clients of the HTTP server."""
+class Exchange:
+    """Puts rows to the engine behind ``loop``, on behalf of clients of the HTTP server."""
 
-    def __init__(self, loop: EngineLoop, text: TextPipeline, context_length: int) -> None:
-        self.text = text
-        self.context_length = context_length
+    def __init__(self, loop: EngineLoop) -> None:
         self._loop = loop
 
     def status(self, pid: int) -> EngineStatus:
         """The engine's counters."""
         return self._loop.status(pid, 0)
 
-    async def run(
-        self, rows: Sequence[Row], client: Client, constraint: Constraint | None = None, streams: bool = False
+    async def pieces(
+        self, rows: int, requests: Callable[[int, asyncio.Queue[Piece | None]], Sequence[Request]]
     ) -> AsyncGenerator[Piece, None]:
-        """The rows' ends as they come; with ``streams`` their texts before. Closing the iterator cancels what is open.
+        """The ends of so many rows as they come. Closing the iterator cancels what is open.
 
-        Raises LlmError: LLM_INVALID_CONSTRAINT, or what ended the stream.
+        requests: makes them, of the stream's id and the queue of pieces, into which more than ends may be put.
+        Raises LlmError: what ended the stream.
         """
-        compiled = None if constraint is None else self.text.constrain(None, constraint)
-        loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
-        stream = Stream(id=self._loop.next_id(), outbox=_Outbox(loop, pieces))
+        stream = Stream(id=self._loop.next_id(), outbox=_Outbox(asyncio.get_running_loop(), pieces))
         self._loop.open(stream)
         try:
-            claim = self._loop.folding.claim(stream, range(len(rows)), [None] * len(rows))
-            told = [self._teller(number, row, loop, pieces) if streams else None for number, row in enumerate(rows)]
-            requests = [
-                self._request(row, client, compiled, stream.id, tell) for row, tell in zip(rows, told, strict=True)
-            ]
-            self._loop.submit(stream, len(rows), claim, requests)
-            open_rows = len(rows)
+            claim = self._loop.folding.claim(stream, range(rows), [None] * rows)
+            self._loop.submit(stream, rows, claim, requests(stream.id, pieces))
+            open_rows = rows
             while open_rows:
                 piece = await pieces.get()
                 if stream.error is not None:
@@ -100,6 +93,31 @@ class Answers:
                     yield piece
         finally:
             self._loop.close(stream)
+
+
+class Answers(Exchange):
+    """Asks an engine that generates."""
+
+    def __init__(self, loop: EngineLoop, text: TextPipeline, context_length: int) -> None:
+        super().__init__(loop)
+        self.text = text
+        self.context_length = context_length
+
+    def run(
+        self, rows: Sequence[Row], client: Client, constraint: Constraint | None = None, streams: bool = False
+    ) -> AsyncGenerator[Piece, None]:
+        """The rows' ends as they come; with ``streams`` their texts before. See ``pieces``.
+
+        Raises LlmError: LLM_INVALID_CONSTRAINT.
+        """
+        compiled = None if constraint is None else self.text.constrain(None, constraint)
+
+        def requests(stream: int, pieces: asyncio.Queue[Piece | None]) -> list[Request]:
+            loop = asyncio.get_running_loop()
+            told = [self._teller(number, row, loop, pieces) if streams else None for number, row in enumerate(rows)]
+            return [self._request(row, client, compiled, stream, tell) for row, tell in zip(rows, told, strict=True)]
+
+        return self.pieces(len(rows), requests)
 
     def answer_text(self, completion: Completion, stop: Sequence[str]) -> str:
         """The whole text of an answer, white space and all."""

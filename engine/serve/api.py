@@ -12,6 +12,7 @@ import msgspec
 from spark_llm.engine.request import Constraint, SamplingParams
 
 MOST_ANSWERS = 128  # of one request: prompts times n
+MOST_TEXTS = 2048  # of one request for embeddings
 _T = TypeVar("_T")
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -194,6 +195,20 @@ class CompletionRequest(_Common, kw_only=True):
         if ids and prompts:
             raise ApiError(400, "A prompt is a text, a list of token ids, or a list of one of these", param="prompt")
         return [ids] if ids else prompts
+
+
+class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Of ``/v1/embeddings``. dimensions: only as many as the model has."""
+
+    model: str
+    input: str | Annotated[list[str], msgspec.Meta(min_length=1, max_length=MOST_TEXTS)]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Count | None = None
+    user: str | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.input] if isinstance(self.input, str) else self.input
 
 
 def parse(body: bytes, kind: type[_T]) -> _T:

@@ -5,30 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import numpy as np
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 
 from spark_llm.engine.request import Completion
-from spark_llm.engine.serve import metrics
 from spark_llm.engine.serve.answering import Answers, Piece, Row
 from spark_llm.engine.serve.api import MOST_ANSWERS, ApiError, ChatRequest, CompletionRequest, parse
+from spark_llm.engine.serve.base import BaseServer
 from spark_llm.engine.serve.keys import ApiKeys
-from spark_llm.engine.serve.users import Users
 from spark_llm.engine.serve.web import (
     as_api_error,
     checked,
     event,
-    http_error,
     json_response,
     read_body,
     while_connected,
@@ -44,27 +36,12 @@ _Asked = ChatRequest | CompletionRequest
 _Handler = Callable[[Request], Awaitable[Response]]
 
 
-class Server:
-    """Answers HTTP requests of clients that hold one of ``keys``. names: of the model, the first is the one told."""
+class Server(BaseServer):
+    """The server of a model that generates."""
 
     def __init__(self, answers: Answers, names: tuple[str, ...], keys: ApiKeys) -> None:
+        super().__init__(answers.status, names, keys)
         self._answers = answers
-        self._names = names
-        self._keys = keys
-        self._users = Users()
-        self._created = int(time.time())
-        self._responses: Counter[tuple[str, int]] = Counter()
-        self.app = Starlette(
-            routes=[
-                Route("/v1/chat/completions", self._counted(self._chat), methods=["POST"]),
-                Route("/v1/completions", self._counted(self._completions), methods=["POST"]),
-                Route("/v1/models", self._counted(self._models)),
-                Route("/v1/models/{name:path}", self._counted(self._model)),
-                Route("/metrics", self._metrics),
-                Route("/health", self._health),
-            ],
-            exception_handlers={HTTPException: http_error},
-        )
 
     # ---- routes
 
@@ -88,65 +65,10 @@ class Server:
         rows = await asyncio.to_thread(self._rows, asked, prompts, asked.most_tokens or 16)
         return await self._respond(request, asked, rows, client, CompletionWords(self._names[0]))
 
-    async def _models(self, request: Request) -> Response:
-        self._client(request)
-        return json_response({"object": "list", "data": [self._description()]})
-
-    async def _model(self, request: Request) -> Response:
-        self._client(request)
-        self._check_model(request.path_params["name"])
-        return json_response(self._description())
-
-    async def _metrics(self, request: Request) -> Response:
-        return Response(
-            metrics.render(self._answers.status(os.getpid()), self._responses),
-            headers={"Content-Type": metrics.CONTENT_TYPE},
-        )
-
-    async def _health(self, request: Request) -> Response:
-        return json_response({"status": "ok"})
+    async def _embeddings(self, request: Request) -> Response:
+        raise self._other_task(request, "answers prompts and makes no embeddings")
 
     # ---- what they share
-
-    def _counted(self, handler: _Handler) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """``handler`` with failures as the protocol tells them, and its responses counted."""
-
-        async def handle(request: Request) -> Response:
-            try:
-                response = await handler(request)
-            except ApiError as error:
-                headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
-                response = json_response(error.body, error.status, headers)
-            except LlmError as error:
-                refusal = as_api_error(error)
-                response = json_response(refusal.body, refusal.status)
-            except ClientDisconnect:
-                response = Response(status_code=_CLOSED)
-            except Exception:
-                log.exception("a request failed")
-                failure = ApiError(500, "The server failed; its log has the traceback", kind="server_error")
-                response = json_response(failure.body, 500)
-            self._responses[request.scope["route"].path, response.status_code] += 1
-            return response
-
-        return handle
-
-    def _client(self, request: Request) -> str:
-        """Who asks. Raises ApiError."""
-        if not self._keys.reached_as(request.headers.get("host", "")):
-            raise ApiError(403, "Without API keys the server answers to 127.0.0.1 and localhost only")
-        holder = self._keys.holder(request.headers.get("authorization", ""))
-        if holder is None:
-            raise ApiError(401, "Incorrect API key provided", code="invalid_api_key")
-        return holder
-
-    def _description(self) -> dict[str, object]:
-        return {"id": self._names[0], "object": "model", "created": self._created, "owned_by": "spark-llm"}
-
-    def _check_model(self, name: str) -> None:
-        if name not in self._names:
-            message = f"The model `{name}` does not exist; this server has `{self._names[0]}`"
-            raise ApiError(404, message, param="model", code="model_not_found")
 
     def _ids(self, prompt: str | list[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
         if isinstance(prompt, str):

@@ -12,9 +12,14 @@ from pathlib import Path
 import uvicorn
 
 from spark_llm.engine.config import EngineSpec
+from spark_llm.engine.core import Engine
+from spark_llm.engine.encoder.engine import EncoderEngine
+from spark_llm.engine.encoder.load import load_encoder
 from spark_llm.engine.loading import load_engine
 from spark_llm.engine.serve.answering import Answers
 from spark_llm.engine.serve.app import Server
+from spark_llm.engine.serve.base import BaseServer
+from spark_llm.engine.serve.embedding import EmbeddingServer
 from spark_llm.engine.serve.keys import ApiKeys
 from spark_llm.engine.service.loop import EngineLoop
 from spark_llm.errors import LlmError
@@ -39,12 +44,8 @@ def serve(spec: EngineSpec, options: ServeOptions) -> None:
     keys = ApiKeys(options.key_file)
     keys.check_host(options.host)
     listener = _listen(options)
-    engine = load_engine(spec)
-    assert engine.text is not None
-    loop = EngineLoop(engine, _end)
-    loop.start()
-    name = options.name or engine.model_config.name
-    server = Server(Answers(loop, engine.text, engine.context_length), (name, "default"), keys)
+    engine, server = _server(spec, options, keys)
+    name = server.name
     host, port = listener.getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
     # the socket takes connections in already: who reads this line can ask
@@ -58,6 +59,17 @@ def serve(spec: EngineSpec, options: ServeOptions) -> None:
         server_header=False,
     )
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def _server(spec: EngineSpec, options: ServeOptions, keys: ApiKeys) -> tuple[Engine | EncoderEngine, BaseServer]:
+    engine = load_encoder(spec) if spec.task == "embed" else load_engine(spec)
+    loop = EngineLoop(engine, _end)
+    loop.start()
+    names = (options.name or engine.model_config.name, "default")
+    if isinstance(engine, EncoderEngine):
+        return engine, EmbeddingServer(loop, engine.text, engine.width, names, keys)
+    assert engine.text is not None
+    return engine, Server(Answers(loop, engine.text, engine.context_length), names, keys)
 
 
 def _listen(options: ServeOptions) -> socket.socket:

@@ -150,6 +150,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_a_models_own_prompt_stands_before_every_text(tmp_path: Path, folder: Path) -> None:
+    small_encoder(tmp_path)
+    prompts = {"prompts": {"query": "query: ", "doc": "d"}, "default_prompt_name": "query"}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    (ours,) = embed(engine_of(tmp_path), ["blue"])
+    np.testing.assert_allclose(ours, embed(engine_of(folder), ["query: blue"])[0], atol=2e-6)
+    prompts["default_prompt_name"] = "passage"
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    with pytest.raises(LlmError, match=r"LLM_MODEL_CORRUPT.*no prompt 'passage'"):
+        engine_of(tmp_path)
+
+
 def drawn_texts(count: int) -> list[str]:
     draw = random.Random(0)
     return ["".join(draw.choices("abcdef", k=draw.choice((0, 1, 3, 9, 20, 38)))) for _ in range(count)]
@@ -249,6 +261,7 @@ def test_a_model_of_the_other_task_is_refused_with_the_way_out(folder: Path) -> 
         ("config.json", {"position_embedding_type": "relative_key"}, "relative_key positions"),
         ("modules.json", [{"type": "x.Dense", "path": "2_Dense"}], "a module Dense"),
         ("1_Pooling/config.json", {"pooling_mode_weightedmean_tokens": True}, "weightedmean pooling"),
+        ("1_Pooling/config.json", {"include_prompt": False}, "pooling without the prompt"),
         ("1_Pooling/config.json", {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "cls and mean"),
     ],
 )

@@ -220,6 +220,13 @@ def test_what_is_wrong_is_told_by_name(
     connection.close()
 
 
+def test_who_asks_for_embeddings_is_told_what_the_model_does(served: Served) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"`small` answers prompts and makes no embeddings"):
+        served.client().embeddings.create(model="small", input="a")
+    with pytest.raises(openai.AuthenticationError):
+        served.client("wrong").embeddings.create(model="small", input="a")
+
+
 @pytest.mark.parametrize(
     ("changes", "status"),
     [
