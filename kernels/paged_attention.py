@@ -119,15 +119,16 @@ def _dot(queries, k, EXACT: tl.constexpr, UPCAST: tl.constexpr):
 def _add(scores, v, most, total, sums, scale, EXACT: tl.constexpr, UPCAST: tl.constexpr, MASKED: tl.constexpr):
     """Online softmax, base 2, of scores yet to be scaled: the scale goes into the exponent's one multiply-add.
 
-    Multiply-adds are written out: else the compiler may round a masked block in another way than one without a mask,
-    and a token's bits would hang on which tokens stand in its tile.
+    A block that a query does not see must not change a bit of its result, as which blocks follow hangs on its tile: the
+    old sums shrink by exactly 1 where the maximum stays. Multiply-adds are written out, as the compiler may round
+    those of a masked block in another way.
     """
     new = tl.maximum(most, tl.max(scores, 1))
-    base = new * scale
+    top = new
     if MASKED:  # a row that has seen no key yet has no maximum
-        base = tl.where(new == -float("inf"), 0.0, base)
-    weights = tl.exp2(tl.fma(scores, scale, -base[:, None]))
-    shrink = tl.exp2(tl.fma(most, scale, -base))
+        top = tl.where(new == -float("inf"), 0.0, new)
+    weights = tl.exp2(tl.fma(scores, scale, -(top * scale)[:, None]))
+    shrink = tl.exp2((most - top) * scale)
     total = tl.fma(total, shrink, tl.sum(weights, 1))
     sums = sums * shrink[:, None]
     if UPCAST:
