@@ -6,6 +6,7 @@
 Both use the packaged model in float32 with the same threads and ask about the same reviews in one Spark task; both have
 answered once before time counts (engine and worker have their model). The result cache is off. The naive UDF generates
 freely up to the same number of tokens; where ours is held to a form, its answers are shorter, which is the point.
+Embeddings are of 40 times as many reviews, by the packaged encoder; their naive UDF embeds 32 texts at a time.
 """
 
 from __future__ import annotations
@@ -27,16 +28,22 @@ from peer_model import MODEL_FOLDER, convert, packaged_gguf
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parent / "artifacts" / "ai_functions.json"
 NAIVE_SHARE = 4  # the naive UDF answers every fourth row: its rate does not depend on how many
+EMBEDDED_TIMES = 40  # as many rows: an embedding costs a small part of an answer
+LIKENESS = "the acting is wooden"
 
 
 @dataclass(frozen=True)
 class Task:
-    """A function: its call about ``quote``, what the naive UDF is told, and the most tokens of an answer."""
+    """A function: its call about ``quote``, what the naive UDF is told, and the most tokens of an answer.
+
+    embeds: there is neither, it makes vectors.
+    """
 
     name: str
     call: str
-    instruction: str
-    max_tokens: int
+    instruction: str = ""
+    max_tokens: int = 0
+    embeds: bool = False
 
 
 TASKS = (
@@ -74,6 +81,8 @@ TASKS = (
         "Write a headline:",
         24,
     ),
+    Task("ai_embed", "ai_embed(quote)", embeds=True),
+    Task("ai_similarity", f"ai_similarity(quote, '{LIKENESS}')", embeds=True),
 )
 
 
@@ -116,7 +125,8 @@ def main() -> None:
 
 def report(record: dict[str, Any]) -> str:
     """The table."""
-    made = f"{record['rows']} rows, {record['threads']} threads each, float32; {record['date']}, {record['revision']}"
+    many = f"{record['rows']} rows, {record['rows'] * EMBEDDED_TIMES} of embeddings"
+    made = f"{many}, {record['threads']} threads each, float32; {record['date']}, {record['revision']}"
     lines = [str(Machine(**record["machine"])), made, ""]
     lines.append(f"{'function':22} {'rows/s':>8} {'naive':>8} {'ratio':>7} {'answered':>9}")
     for rate in (Rates(**found) for found in record["rates"]):
@@ -125,10 +135,26 @@ def report(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def measure(tasks: list[Task], rows: int, threads: int, scratch: str) -> list[Rates]:
-    """The rates of all functions, ours and naive one after the other."""
+def naive_column(task: Task, threads: int) -> Any:
+    """What the naive UDF makes of ``quote``."""
+    import naive_embedding
     from naive_udf import naive_udf
     from pyspark.sql import functions as F
+
+    from spark_llm.engine.model.source import packaged_encoder
+
+    quote = F.col("quote")
+    if not task.embeds:
+        message = F.concat(F.lit(f"{task.instruction}\ntext: "), quote)
+        return naive_udf(str(MODEL_FOLDER), threads, task.max_tokens)(message)
+    folder = str(packaged_encoder())
+    if task.name == "ai_embed":
+        return naive_embedding.embed_udf(folder, threads)(quote)
+    return naive_embedding.similarity_udf(folder, threads, LIKENESS)(quote)
+
+
+def measure(tasks: list[Task], rows: int, threads: int, scratch: str) -> list[Rates]:
+    """The rates of all functions, ours and naive one after the other."""
 
     import spark_llm
     from spark_llm import datasets
@@ -138,25 +164,26 @@ def measure(tasks: list[Task], rows: int, threads: int, scratch: str) -> list[Ra
         "local[1]", conf=conf, engine_dtype="float32", engine_threads=threads, cache_enabled=False, progress="false"
     )
     datasets.register(spark, "movies")
-    quotes = spark.sql(f"SELECT DISTINCT quote FROM reviews ORDER BY quote LIMIT {rows}").toPandas()
-    every = spark.createDataFrame(quotes).repartition(1).cache()
-    few = spark.createDataFrame(quotes[::NAIVE_SHARE]).repartition(1).cache()
+    most = rows * (EMBEDDED_TIMES if any(task.embeds for task in tasks) else 1)
+    quotes = spark.sql(f"SELECT DISTINCT quote FROM reviews ORDER BY quote LIMIT {most}").toPandas()
     one = spark.createDataFrame(quotes[:1]).repartition(1)  # no limit(1): a worker that is not read to its end ends
-    every.createOrReplaceTempView("quotes")
-    every.count()
-    few.count()
 
     found = []
     for task in tasks:
-        naive = naive_udf(str(MODEL_FOLDER), threads, task.max_tokens)
-        message = F.concat(F.lit(f"{task.instruction}\ntext: "), F.col("quote"))
+        asked = quotes if task.embeds else quotes[:rows]
+        every = spark.createDataFrame(asked).repartition(1).cache()
+        few = spark.createDataFrame(asked[::NAIVE_SHARE]).repartition(1).cache()
+        every.createOrReplaceTempView("quotes")
+        every.count()
+        few.count()
+        naive = naive_column(task, threads)
         spark.sql(f"SELECT {task.call} FROM (SELECT 'A warm film.' AS quote)").collect()
-        one.select(naive(message)).collect()
+        one.select(naive).collect()
         start = time.perf_counter()
         answers = spark.sql(f"SELECT {task.call} AS answer FROM quotes").collect()
         ours = time.perf_counter() - start
         start = time.perf_counter()
-        naive_rows = len(few.select(naive(message)).collect())
+        naive_rows = len(few.select(naive).collect())
         seconds = time.perf_counter() - start
         answered = sum(row.answer is not None for row in answers) / len(answers)
         found.append(Rates(task.name, len(answers) / ours, naive_rows / seconds, answered))

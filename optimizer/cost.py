@@ -20,10 +20,14 @@ _KINDS: tuple[Kind, ...] = ("exact", "about", "at most")
 
 TEMPLATE_HEAD, TEMPLATE_TAIL = 24.0, 6.0
 """Tokens of a chat template before and behind the message: a guess (planning does not run templates)."""
+ENCODER_ENDS = 2.0
+"""Tokens that an encoder puts around a text."""
 SHARED_TAIL, SHARED_ROW = 26.0, 3.0
 """Tokens of the request for a line a row, and of a row's number, where rows share a prompt: of an English tokenizer."""
 TOKENS_PER_SECOND = 1000.0
 """Of one engine before any was measured: a guess."""
+EMBEDDED_TOKENS_PER_SECOND = 5000.0
+"""Of one engine that makes vectors: a guess, nobody measures it for plans."""
 EXCHANGE_BYTES_PER_SECOND = 50e6
 """That one task writes to and reads from a shuffle, or hands to a Python worker and back: a guess, on the low side."""
 EXCHANGE_SECONDS = 0.1
@@ -219,7 +223,7 @@ def call_cost(known: CallInput, speed: Speed) -> CallCost:
     heads = min(float(speed.engines), calls.value or 0.0) * known.head
     missed = fields.plus(varying).plus(calls.times(tail)).plus(heads)
     missed = _capped(missed, prompt)
-    output = calls.times(float(known.max_output)).at_most()
+    output = calls.times(float(known.max_output)).at_most() if known.max_output else NONE
     computed = missed.plus(output)
     return CallCost(
         rows=known.rows,

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from spark_llm.call import CallSpec, PromptPlan
+from spark_llm.call import PromptPlan
 from spark_llm.optimizer.catalyst.bridge import Node, items
 from spark_llm.optimizer.catalyst.context import Context
 from spark_llm.optimizer.cost import (
+    ENCODER_ENDS,
     NONE,
     TEMPLATE_HEAD,
     TEMPLATE_TAIL,
@@ -29,10 +30,9 @@ from spark_llm.optimizer.cost import (
     call_cost,
     exact,
 )
-from spark_llm.optimizer.reorder.counts import order_by_counts
-from spark_llm.optimizer.reorder.expected import Sample, distinct_in, numbered
-from spark_llm.optimizer.reorder.order_table import OrderTable
+from spark_llm.optimizer.reorder.expected import distinct_in
 from spark_llm.optimizer.rules.calls import Call, all_calls
+from spark_llm.optimizer.shared_tokens import shared_tokens
 from spark_llm.optimizer.statistics import InputStatistics
 from spark_llm.optimizer.statistics.values import Hashes
 
@@ -83,7 +83,7 @@ def _estimate(call: Call, before: Sequence[CallEstimate], context: Context) -> C
     if inputs.dropsByAnswers(child):
         rows = rows.at_most()
     known = _input(call, statistics, source, rows, before, context)
-    cost = call_cost(known, context.speed)
+    cost = call_cost(known, context.speed_of(call.spec))
     if not known.folds or not any(_is_equal(call, earlier.call) for earlier in before):
         return CallEstimate(call, cost, statistics.source)
     nothing = dict.fromkeys(("calls", "prompt_tokens", "hits", "output_tokens", "computed_tokens", "seconds"), NONE)
@@ -124,7 +124,7 @@ def _input(
     context: Context,
 ) -> CallInput:
     layout = call.spec.prompt or PromptPlan()
-    system, instruction = context.lengths(call.spec.model)([call.spec.system or "", call.prompt_text])
+    system, instruction = context.lengths(call.spec)([call.spec.system or "", call.prompt_text])
     instruction = instruction if call.has_constant_prompt else 0
     distinct, nulls = _distinct(call, statistics, source, rows)
     asked: Number | None = None
@@ -132,6 +132,8 @@ def _input(
         asked = rows.at_most()
     elif nulls:
         asked = rows.minus(float(nulls))
+    if call.spec.task == "embed":
+        return _embedded(call, statistics, source, rows, asked, distinct, instruction)
     varying_tokens = varying_shared = NONE
     if not call.has_constant_prompt:
         varying_tokens, varying_shared = _varying(statistics, source, rows, layout.instruction_last)
@@ -141,7 +143,7 @@ def _input(
         asked=asked,
         distinct=distinct,
         field_tokens=UNKNOWN if length is None else about(length, source),
-        shared=_shared(call, statistics, source, before, context),
+        shared=shared_tokens(call, statistics, source, [earlier.call.spec for earlier in before], context),
         head=TEMPLATE_HEAD + system + (0 if layout.instruction_last else instruction),
         tail=TEMPLATE_TAIL + (instruction if layout.instruction_last else 0),
         varying_tokens=varying_tokens,
@@ -149,11 +151,42 @@ def _input(
         max_output=layout.most_output(
             context.max_output_length if call.spec.max_tokens is None else call.spec.max_tokens
         ),
-        folds=call.spec.rows is not None and call.spec.rows.fold and call.spec.is_repeatable,
+        folds=_folds(call),
         rows_per_prompt=max(1, layout.rows),
         prompts=_prompts(statistics, layout),
         left_tokens=_left_tokens(statistics, layout, source),
     )
+
+
+def _embedded(
+    call: Call,
+    statistics: InputStatistics,
+    source: Source,
+    rows: Number,
+    asked: Number | None,
+    distinct: Number,
+    constant: int,
+) -> CallInput:
+    """A call that makes vectors: its texts stand alone, without a template, share nothing, and no tokens answer them.
+
+    constant: tokens of a text that is the same for all rows.
+    """
+    return CallInput(
+        rows=rows,
+        asked=asked,
+        distinct=distinct,
+        field_tokens=NONE,
+        shared=NONE,
+        head=0.0,
+        tail=ENCODER_ENDS + constant,
+        varying_tokens=NONE if call.has_constant_prompt else _varying(statistics, source, rows, is_last=True)[0],
+        folds=_folds(call),
+    )
+
+
+def _folds(call: Call) -> bool:
+    """Are rows with equal arguments asked once?"""
+    return call.spec.rows is not None and call.spec.rows.fold and call.spec.is_repeatable
 
 
 def _prompts(statistics: InputStatistics, layout: PromptPlan) -> Number:
@@ -237,63 +270,3 @@ def _varying(statistics: InputStatistics, source: Source, rows: Number, is_last:
     if prompt is None or prompt.distinct is None or not rows.value:
         return length, UNKNOWN
     return length, about(max(0.0, 1 - prompt.distinct / rows.value), source)
-
-
-def _shared(
-    call: Call, statistics: InputStatistics, source: Source, before: Sequence[CallEstimate], context: Context
-) -> Number:
-    """The share of the fields' tokens that a prefix cache finds, 0 to 1, whole cells."""
-    if not call.fields:
-        return NONE
-    if any(_has_computed(earlier.call.spec, call.spec) for earlier in before):
-        return about(1, source)
-    if not call.has_constant_prompt and not (call.spec.prompt or PromptPlan()).instruction_last:
-        return UNKNOWN
-    order = _order(call)
-    if statistics.hashes is not None and statistics.lengths is not None and statistics.rows:
-        sampled = Sample(_cells(statistics.hashes), statistics.lengths, max(statistics.rows, len(statistics.hashes)))
-        table = _table(call, context)
-        rows = len(statistics.hashes)
-        orders = np.broadcast_to(order, (rows, len(order))) if table is None else table.orders(statistics.hashes)
-        return about(sampled.hits(orders), source) if rows else NONE
-    distinct = [column.distinct for column in statistics.columns if column.distinct]
-    lengths = [column.length for column in statistics.columns if column.length]
-    if statistics.rows and len(distinct) == len(lengths) == len(order):
-        tables = [column.table for column in statistics.columns]
-        best, share = order_by_counts(statistics.rows, distinct, lengths, tables)
-        if best == order.tolist():
-            return about(share, source)
-    return UNKNOWN
-
-
-def _has_computed(earlier: CallSpec, call: CallSpec) -> bool:
-    """Has the earlier call read the fields of ``call`` in prompts that begin with them?"""
-    one, other = earlier.prompt or PromptPlan(), call.prompt or PromptPlan()
-    return (
-        one.instruction_last
-        and other.instruction_last
-        and one.later_calls > other.later_calls
-        and (earlier.model, earlier.system) == (call.model, call.system)
-        and sorted(field.name for field in earlier.fields) == sorted(field.name for field in call.fields)
-    )
-
-
-def _order(call: Call) -> np.ndarray:
-    layout = call.spec.prompt or PromptPlan()
-    return np.array(layout.fields or range(len(call.fields)), np.int64)
-
-
-def _table(call: Call, context: Context) -> OrderTable | None:
-    layout = call.spec.prompt
-    encoded = context.tables.get(layout.table) if layout is not None and layout.table is not None else None
-    return None if encoded is None else OrderTable.decode(encoded)
-
-
-def _cells(hashes: Hashes) -> np.ndarray:
-    """The values by numbers that no two fields have in common."""
-    cells, start = np.empty(hashes.shape, np.int64), 0
-    for field in range(hashes.shape[1]):
-        number, _, counts = numbered(hashes[:, field])
-        cells[:, field] = start + number
-        start += len(counts)
-    return cells

@@ -9,7 +9,10 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from spark_llm.call import AnswerForm, Detail
+from spark_llm.vectors import vector
 
 USAGE_COLUMNS = ("prompt_tokens", "cached_tokens", "output_tokens")
 """Where the engine's answers tell a row's Usage."""
@@ -39,7 +42,12 @@ def why_not(form: AnswerForm, text: str, choices: Sequence[str] = ()) -> str | N
     """
     if form.kind == "choices":
         return None if text in (form.choices or choices) else f"{text[:_SHOWN]!r} is none of the choices"
-    if form.is_json:
+    if form.kind == "embedding":
+        try:
+            vector(text)
+        except msgspec.MsgspecError as error:
+            return f"{text[:_SHOWN]!r} is no array of numbers ({error})"
+    elif form.is_json:
         try:
             finite_json(text)
         except ValueError as error:

@@ -80,12 +80,13 @@ class AnswerForm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What every answer of a call is by construction, so that it parses to the call's type.
 
     kind: "choices": one of ``choices``, or of the row's own, which are a JSON array in the field with the number
-    ``field``; "json_schema": an instance of the JSON Schema ``text``; "regex": a match of ``text``.
+    ``field``; "json_schema": an instance of the JSON Schema ``text``; "regex": a match of ``text``; "embedding": a JSON
+    array of numbers, the vector that an encoder makes of the prompt.
     is_json: the answer is JSON as it stands, which scalars may be, too (3.5, true); else it is plain text.
     portable: the regular expression means the same to Python, so that the task can check answers.
     """
 
-    kind: Literal["choices", "json_schema", "regex"]
+    kind: Literal["choices", "json_schema", "regex", "embedding"]
     text: str = ""
     choices: tuple[str, ...] = ()
     field: int | None = None
@@ -135,6 +136,11 @@ class CallSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def is_repeatable(self) -> bool:
         """Do equal arguments give equal answers? Not if answers are drawn without a seed (CONTRACTS.md 3)."""
         return not self.temperature or self.seed is not None
+
+    @property
+    def task(self) -> Literal["generate", "embed"]:
+        """What the engine of the call does; one that embeds has no answers of tokens, and prompts share nothing."""
+        return "embed" if self.answer is not None and self.answer.kind == "embedding" else "generate"
 
     def canonical(self) -> bytes:
         """What, beside a row's own arguments, its answer depends on: parameters, template, schema, order policy."""

@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from spark_llm.config_backend import BackendConf
-from spark_llm.config_kinds import BOOLEAN, DEVICE, SIZE, TEXT, TIME, Entry, choice, integer, key
+from spark_llm.config_embedding import EmbeddingConf
+from spark_llm.config_engine import EngineConf
+from spark_llm.config_kinds import TEXT, Entry, choice, integer, key
 from spark_llm.config_optimizer import OptimizerConf
 from spark_llm.config_routing import RoutingConf
 from spark_llm.config_sharing import SharingConf
@@ -25,13 +27,13 @@ from spark_llm.errors import LlmError
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-    from spark_llm.engine.config import EngineSpec
+    from spark_llm.engine.config import EngineSpec, Task
 
 PREFIX = "spark.llm."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LlmConf(BackendConf, OptimizerConf, RoutingConf, SharingConf, SpendingConf):
+class LlmConf(BackendConf, EmbeddingConf, EngineConf, OptimizerConf, RoutingConf, SharingConf, SpendingConf):
     """The typed values of all ``spark.llm.*`` keys. Sizes are bytes, times are seconds.
 
     No keys: ``task_cores``, the cores of the executor that this was read in, 0 where it was not read in one,
@@ -84,104 +86,6 @@ class LlmConf(BackendConf, OptimizerConf, RoutingConf, SharingConf, SpendingConf
         "auto",
         "Show a progress line (rows, tokens per second, time left) while calls run; `auto` shows it on a terminal.",
     )
-    dtype: str = key(
-        "engine.dtype",
-        choice("auto", "float32", "bfloat16", "float16"),
-        "auto",
-        "Number format of weights and computation; `auto` takes the fastest one that the machine computes in hardware.",
-    )
-    kv_cache_memory: int = key(
-        "engine.kvCacheMemory",
-        SIZE,
-        "0",
-        "Memory of the key/value cache of one engine, which prompts share; 0 lets the engine choose from the "
-        "free memory.",
-    )
-    max_batch_tokens: int = key(
-        "engine.maxBatchTokens",
-        integer(0),
-        "0",
-        "Most tokens that an engine computes in one step; 0 lets the engine choose. (Spark shows the value "
-        "redacted in `SET`, because the name holds the word token.)",
-    )
-    max_running_rows: int = key(
-        "engine.maxRunningRows",
-        integer(0),
-        "0",
-        "Most rows that an engine works on at a time; 0 lets the engine choose (256 on a CPU, and 32 of clients that "
-        "have few; 4096 on a GPU).",
-    )
-    page_size: int = key(
-        "engine.pageSize",
-        integer(1),
-        "1",
-        "Tokens of a page of the key/value cache. Prompts share whole pages.",
-    )
-    context_length: int = key(
-        "engine.contextLength",
-        integer(0),
-        "0",
-        "Most tokens of prompt and answer together; 0 is what the model was made for.",
-    )
-    threads: int = key(
-        "engine.threads",
-        integer(0),
-        "0",
-        "CPU threads of one engine; 0 takes as many as the executor has cores.",
-    )
-    device: str = key(
-        "engine.device",
-        DEVICE,
-        "auto",
-        "Where an engine computes: `cpu`, `cuda`, `cuda:1` for the second GPU, or `cuda:1,3`, of which as many are "
-        "taken as `spark.llm.engine.tensorParallel` says. `auto` and `cuda` take the GPUs that Spark gave the task "
-        "(`spark.task.resource.gpu.amount`), else the first ones; `auto` else the CPU.",
-    )
-    quantization: str = key(
-        "engine.quantization",
-        choice("none", "fp8"),
-        "none",
-        "`fp8` multiplies the layers' matrices in 8 bits (e4m3) on GPUs from Ada and Hopper on: faster, and answers "
-        "may differ.",
-    )
-    tensor_parallel: int = key(
-        "engine.tensorParallel",
-        integer(1),
-        "1",
-        "How many GPUs share a model's layers, for models that are too large or too slow for one. With `cuda:1` these "
-        "are GPU 1 and those after it; where Spark gives GPUs to tasks, a task must get that many.",
-    )
-    deterministic: bool = key(
-        "engine.deterministic",
-        BOOLEAN,
-        "false",
-        "On a GPU: compute every row by itself, bit by bit, whatever else runs; slower, and not with `fp8`. On a CPU "
-        "only shared prefixes are read once per row: its products still depend on how many rows there are.",
-    )
-    idle_timeout: float = key(
-        "engine.idleTimeout",
-        TIME,
-        "5m",
-        "An engine without work ends after this time and frees its memory; 0 keeps it until its executor ends.",
-    )
-    start_timeout: float = key(
-        "engine.startTimeout",
-        TIME,
-        "10m",
-        "How long a task waits for an engine to load its model.",
-    )
-    prefix_cache: bool = key(
-        "engine.prefixCache",
-        BOOLEAN,
-        "true",
-        "Reuse the computed prefix of earlier prompts. Off is for measuring what it saves.",
-    )
-    check_invariants: bool = key(
-        "engine.checkInvariants",
-        BOOLEAN,
-        "false",
-        "Check the engine's bookkeeping after every step; slow, for finding bugs.",
-    )
     task_cores: int = 0
     executors: int = 1
     instance: int = 0
@@ -199,15 +103,29 @@ class LlmConf(BackendConf, OptimizerConf, RoutingConf, SharingConf, SpendingConf
                 values[entry.attribute] = entry.parse(text)
         return cls(**values)
 
-    def engine_spec(self, model: str | None = None) -> EngineSpec:
-        """What an engine for ``model`` (default: ``spark.llm.model``) is started with on this machine."""
+    def engine_spec(self, model: str | None = None, task: Task = "generate") -> EngineSpec:
+        """What an engine for ``model`` (default: ``spark.llm.model``, or ``embedding.model``) is started with on this
+        machine."""
         from spark_llm.engine.config import EngineSpec
 
+        model = model or (self.embedding_model if task == "embed" else self.model)
         backend = self.backend_spec(self.executors)
         if backend is not None:  # which knows nothing of devices and formats
-            return EngineSpec(model=model or self.model, idle_timeout=self.idle_timeout, backend=backend)
+            return EngineSpec(model=model, task=task, idle_timeout=self.idle_timeout, backend=backend)
+        if task == "embed":  # what else is set means nothing to an encoder, and must not make it another engine
+            return EngineSpec(
+                model=model,
+                task=task,
+                dtype=self.dtype,  # type: ignore[arg-type]
+                max_batch_tokens=self.max_batch_tokens,
+                threads=self.threads or self._cores_of_engine(),
+                instance=self.instance,
+                device=self.device,
+                idle_timeout=self.idle_timeout,
+                check_invariants=self.check_invariants,
+            )
         return EngineSpec(
-            model=model or self.model,
+            model=model,
             dtype=self.dtype,  # type: ignore[arg-type]
             kv_cache_memory=self.kv_cache_memory,
             max_batch_tokens=self.max_batch_tokens,

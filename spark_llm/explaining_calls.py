@@ -12,7 +12,7 @@ from spark_llm.optimizer.catalyst.context import Context
 from spark_llm.optimizer.catalyst.notes import Note
 from spark_llm.optimizer.estimates import CallEstimate, estimates
 from spark_llm.optimizer.rules.calls import Call, calls_of
-from spark_llm.udf import PROMPT_CHARACTERS, VARYING_PROMPTS
+from spark_llm.udf import PROMPT_CHARACTERS, varying_label
 
 _PROMPT_RULES = ("placeInstruction", "reorderColumns")
 _ABOVE = {
@@ -55,7 +55,7 @@ def described(
             notes=notes,
             idle=idle,
         )
-        found.append((explained, call.prompt_text[:PROMPT_CHARACTERS] or VARYING_PROMPTS))
+        found.append((explained, call.prompt_text[:PROMPT_CHARACTERS] or varying_label(call.spec)))
     return found, about_query
 
 

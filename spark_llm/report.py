@@ -112,6 +112,13 @@ class Report:
         return "\n".join(lines)
 
 
+def _total(by_call: Mapping[str, Counts]) -> Counts:
+    total = Counts()
+    for counts in by_call.values():
+        total.add(counts)
+    return total
+
+
 def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
@@ -163,18 +170,15 @@ class Reports:
         by_call = self.tally.counts(query)
         if not by_call:
             return None
-        total = Counts()
-        for counts in by_call.values():
-            total.add(counts)
-        return _report(query, total, {prompt: _report(query, c, {}) for prompt, c in by_call.items()})
+        return _report(query, _total(by_call), {prompt: _report(query, c, {}) for prompt, c in by_call.items()})
 
     def tokens_per_second(self) -> float | None:
         """What the application's newest query of some size came to, through the model, prompts and answers; None
-        before there was one."""
+        before there was one. Embeddings do not count: an encoder is another model, and far faster."""
         for query in reversed(self.tally.queries()):
-            report = self.report(query)
-            tokens = 0 if report is None else report.computed_tokens + report.output_tokens
-            if report is not None and tokens >= _RATED_TOKENS and report.seconds > 0:
+            report = _report(query, _total(self.tally.counts(query, with_embeddings=False)), {})
+            tokens = report.computed_tokens + report.output_tokens
+            if tokens >= _RATED_TOKENS and report.seconds > 0:
                 return tokens / report.seconds
         return None
 

@@ -78,7 +78,7 @@ class TaskUpdate(msgspec.Struct, kw_only=True):
     """Everything that one call has done in one task attempt up to now; a later update replaces an earlier.
 
     task: an id of this attempt and call. attempt: Spark's id, the same for all calls of a task. prompt: the
-    call's prompt, shortened. read: rows taken from Spark.
+    call's prompt, shortened. embeds: the call makes vectors. read: rows taken from Spark.
     answered: rows whose answer is known, also those not handed to Spark yet. ended: there is no more input.
     progress: the session's spark.llm.progress.
     """
@@ -88,6 +88,7 @@ class TaskUpdate(msgspec.Struct, kw_only=True):
     stage: int = -1
     attempt: int = -1
     prompt: str = ""
+    embeds: bool = False
     progress: str = "auto"
     number: int = 0
     read: int = 0
@@ -162,10 +163,11 @@ class Tally:
         with self.changed:
             return list(self._queries)
 
-    def counts(self, query: str) -> dict[str, Counts]:
+    def counts(self, query: str, with_embeddings: bool = True) -> dict[str, Counts]:
         """A query's totals by prompt, in the order in which the prompts were first heard of."""
         with self.changed:
             updates = list(self._queries.get(query, {}).values())
+        updates = [update for update in updates if with_embeddings or not update.embeds]
         totals: dict[str, Counts] = {}
         for update in updates:
             known = update.prompt in totals or len(totals) < MAX_CALLS

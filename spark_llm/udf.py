@@ -16,7 +16,7 @@ from spark_llm.asking import Asker
 from spark_llm.backchannel import Sender
 from spark_llm.call import CallSpec, GroupSpec, PromptPlan
 from spark_llm.call_rows import Answers
-from spark_llm.call_settings import answer_settings, shared_header, stream_header
+from spark_llm.call_settings import answer_settings, shared_header, stream_header, window_rows
 from spark_llm.clients import client_of
 from spark_llm.config_backend import BUILTIN
 from spark_llm.config_routing import LOCAL
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 PROGRESS_SECONDS = 0.5  # how often a task tells the driver how far it is
 PROMPT_CHARACTERS = 200  # of a prompt in reports
 VARYING_PROMPTS = "(a prompt for each row)"
+VARYING_TEXTS = "(a text to embed for each row)"
 
 Batch = tuple[pd.Series, ...]
 Task = Callable[[Iterator[Batch]], Iterator[Any]]
@@ -112,11 +113,12 @@ def _answer(
             task=secrets.token_hex(8),
             stage=context.stageId(),
             attempt=context.taskAttemptId(),
-            prompt=prompt_label(first[1 + columns[0]]),
+            prompt=prompt_label(first[1 + columns[0]], spec),
+            embeds=spec.task == "embed",
             progress=conf.progress,
             counts=asker.counts,
         )
-        for asker, columns in zip(askers, group.arguments, strict=True)
+        for asker, spec, columns in zip(askers, group.calls, group.arguments, strict=True)
     ]
     teller = _Teller(answering, updates, sink)
     task.on_connect = lambda: teller.tell(True)  # the engine may have to start first
@@ -124,7 +126,7 @@ def _answer(
     spark = WorkerSocket()
     answering.on_wait = spark.flush
     try:
-        yield from answering.run(RowSource(_arrow_columns(first, batches, conf.window_rows, group)))
+        yield from answering.run(RowSource(_arrow_columns(first, batches, window_rows(group.calls, conf), group)))
     finally:
         spark.close()
         teller.close()
@@ -170,7 +172,7 @@ class _Task:
             key = (self.query, group.node or group.encode())
             order = predicate_order(key, len(group.calls), max(1, conf.task_cores))
         return Flow(
-            window_rows=conf.window_rows,
+            window_rows=window_rows(group.calls, conf),
             windows_in_flight=conf.windows_in_flight,
             conditions=group.conditions,
             order=order,
@@ -201,7 +203,7 @@ class _Task:
 
     def _connect(self, spec: CallSpec) -> Answerer:
         self.on_connect()
-        engine = self._conf.engine_spec(spec.model)
+        engine = self._conf.engine_spec(spec.model, spec.task)
         if self._cluster is None:
             return client.connect(engine, self._conf.start_timeout)
         from spark_llm.engine.service import dispatch_client
@@ -209,12 +211,17 @@ class _Task:
         return dispatch_client.connect(engine, self._conf.start_timeout, self._cluster, self._conf.router)
 
 
-def prompt_label(prompts: pd.Series) -> str:
+def prompt_label(prompts: pd.Series, spec: CallSpec) -> str:
     """What names a call in reports: its prompt, unless that differs from row to row."""
     prompt = prompts.iloc[0]
     if prompt is None or (prompts != prompt).any():
-        return VARYING_PROMPTS
+        return varying_label(spec)
     return str(prompt)[:PROMPT_CHARACTERS]
+
+
+def varying_label(spec: CallSpec) -> str:
+    """What names a call in reports whose prompt differs from row to row."""
+    return VARYING_TEXTS if spec.task == "embed" else VARYING_PROMPTS
 
 
 def query_id(context: TaskContext) -> str:

@@ -9,10 +9,10 @@ import dataclasses
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
-from spark_llm.call import Budget
+from spark_llm.call import Budget, CallSpec
 from spark_llm.optimizer.catalyst.bridge import Catalyst, Jvm
 from spark_llm.optimizer.catalyst.notes import Notes
-from spark_llm.optimizer.cost import Speed
+from spark_llm.optimizer.cost import EMBEDDED_TOKENS_PER_SECOND, Speed
 
 if TYPE_CHECKING:
     from spark_llm.optimizer.statistics import Statistics
@@ -27,7 +27,7 @@ class Context:
     wanted to be looked at, so that no job may run for it.
     statistics: of the inputs of calls. statistics_bytes: a job for them runs only where the tables below a call have
     less, 0: never. statistics_timeout: seconds that it may take.
-    lengths(model): counts tokens of texts, None is the session's model. function(tables): the JVM's Python function
+    lengths(spec): counts tokens of texts as the model of a call reads them. function(tables): the JVM's Python function
     that answers calls, with the encoded order tables that specs name. group(tables, calls): the JVM's UDF that answers
     groups of as many calls. place(table, cuts, count): the JVM's UDF that
     gives rows their place by an encoded order table, in ranges for ``count`` partitions. tables: encoded order tables
@@ -46,7 +46,7 @@ class Context:
     statistics: Statistics
     statistics_bytes: int
     statistics_timeout: float
-    lengths: Callable[[str | None], Callable[[Sequence[str]], list[int]]]
+    lengths: Callable[[CallSpec], Callable[[Sequence[str]], list[int]]]
     function: Callable[[Mapping[str, bytes]], Jvm]
     group: Callable[[Mapping[str, bytes], int], Jvm]
     place: Callable[[bytes, bytes, int], Jvm]
@@ -68,3 +68,7 @@ class Context:
     def speed(self) -> Speed:
         """The engines' speed as the cost model takes it."""
         return Speed(self.tokens_per_second, self.is_speed_measured, self.engines)
+
+    def speed_of(self, spec: CallSpec) -> Speed:
+        """The speed of the engines that answer a call: encoders are others than those that answer prompts."""
+        return Speed(EMBEDDED_TOKENS_PER_SECOND, engines=self.engines) if spec.task == "embed" else self.speed

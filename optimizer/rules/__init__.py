@@ -6,6 +6,7 @@ from spark_llm.optimizer.catalyst.runner import Rule
 from spark_llm.optimizer.rules.aggregate_distinct import aggregate_distinct
 from spark_llm.optimizer.rules.count_pairs import count_pairs
 from spark_llm.optimizer.rules.deduplicate_prompts import deduplicate_prompts
+from spark_llm.optimizer.rules.embeddings_first import embeddings_first
 from spark_llm.optimizer.rules.first_match import first_match
 from spark_llm.optimizer.rules.fuse_calls import fuse_calls
 from spark_llm.optimizer.rules.hold_task_slots import hold_task_slots
@@ -33,8 +34,8 @@ EARLY_RULES: tuple[Rule, ...] = (
 """While Spark optimizes and calls stand in expressions: what changes a call's arguments, or Spark would refuse."""
 
 RULES: tuple[Rule, ...] = (
-    Rule("reuseAnswers", reuse_answers),
     Rule("llmAggregates", aggregates_left),
+    Rule("reuseAnswers", reuse_answers),
     Rule("limitBeforeCalls", limit_before_calls),
     Rule("limitBeforeCalls", limit_groups_before_calls),
     Rule("reuseAnswers", share_answers),
@@ -44,6 +45,7 @@ RULES: tuple[Rule, ...] = (
     Rule("placeInstruction", place_instruction),  # changes prompts
     Rule("reorderColumns", reorder_columns),  # changes prompts
     Rule("semanticJoin", rows_per_prompt),  # changes prompts
+    Rule("orderLlmPredicates", embeddings_first),
     Rule("orderLlmPredicates", order_llm_predicates),
     Rule("limitBeforeCalls", limit_into_filter),  # of the nodes that it made
     Rule("semanticJoin", first_match),  # of the nodes that they made

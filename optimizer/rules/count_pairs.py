@@ -75,7 +75,7 @@ def _check(call: Call, join: Node, arguments: list[Expression], conditions: list
         context.notes.fired(NAME, call.label, f"asks about at most {pairs:,} pairs")
         return
     left_text, right_text = ((side.row_bytes or 0.0) * _TOKENS_PER_BYTE for side in counted)
-    labels = context.lengths(call.spec.model)(["\n".join([call.prompt_text, *(f"{name}: " for name in call.names)])])[0]
+    labels = context.lengths(call.spec)(["\n".join([call.prompt_text, *(f"{name}: " for name in call.names)])])[0]
     length = round(pairs * ((labels + left_text) / pairs_per_prompt(call, context) + right_text))
     raise Refusal(
         LlmError("LLM_TOO_MANY_PAIRS", pairs=f"{pairs:,}", length=f"{length:,}", limit=f"{context.max_pairs:,}")

@@ -33,6 +33,13 @@ class Answered:
 
 
 def single_call(node: Node, context: Context) -> Call | None:
+    """The call of a node that evaluates one call, no group, whose answers are repeatable; None for other nodes, and for
+    embeddings: these have an engine of their own, their prompts share nothing, and no task judges vectors."""
+    call = repeatable_call(node, context)
+    return None if call is None or call.spec.task == "embed" else call
+
+
+def repeatable_call(node: Node, context: Context) -> Call | None:
     """The call of a node that evaluates one call, no group, whose answers are repeatable; None for other nodes."""
     if not context.catalyst.is_call(node) or node.udfs().size() != 1:
         return None

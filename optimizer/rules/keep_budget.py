@@ -72,13 +72,15 @@ def _said(share: Budget) -> str:
 def _refuse_beyond(budget: Budget, plan: Node, context: Context) -> None:
     """Answers may be short and rows masked: what is sure is the length of the prompts of calls that were counted."""
     try:
-        costs = [estimate.cost for estimate in estimates(plan, context)]
+        found = estimates(plan, context)
     except Exception:  # the budget must stand in the plan whatever an estimate runs into
         logger.warning("The query's cost is not known; its budget is kept while it runs.", exc_info=True)
         return
+    costs = [estimate.cost for estimate in found]
+    timed = [each.cost for each in found if each.call.spec.task == "generate"]  # the speed of encoders is not measured
     calls = _counted([cost.calls for cost in costs])
     length = _counted([cost.prompt_tokens for cost in costs])
-    computed = _counted([cost.prompt_tokens.minus(cost.hits) for cost in costs if cost.prompt_tokens.is_counted])
+    computed = _counted([cost.prompt_tokens.minus(cost.hits) for cost in timed if cost.prompt_tokens.is_counted])
     said = f"it would make {_plain(calls)} calls"
     if is_beyond(calls, budget.calls, _SLACK):
         _refuse("maxCalls", f"{budget.calls:,}", said)

@@ -15,7 +15,7 @@ are left in the end. Conjuncts without a call stand below all calls.
 
 A call stays a node of its own where it needs another's answer, is drawn without a seed, or where one of its conjuncts
 is none that a task can evaluate as Spark does; it stands above the group, and so is asked about the rows that the group
-left, unless it is written first.
+left, unless it is written first. So do embeddings (embeddings_first.py).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from typing import NamedTuple
 from spark_llm.optimizer.catalyst.bridge import Catalyst, Node, items
 from spark_llm.optimizer.catalyst.context import Context
 from spark_llm.optimizer.catalyst.placing import Moved, drops_rows, is_plain, join_type, kept_sides, pulled, pushed
-from spark_llm.optimizer.cost import Speed, ask_seconds, move_seconds
+from spark_llm.optimizer.cost import ask_seconds, move_seconds
 from spark_llm.optimizer.rules.calls import Call, calls_of
 from spark_llm.optimizer.statistics.joins import Key, Question, Tuples, count_tuples
 
@@ -183,7 +183,7 @@ def _by_numbers(places: list[Place], counted: list[Tuples], calls: list[Call], c
     ]
     row_bytes = counted[0].row_bytes
     tokens = _tokens_per_call(calls, row_bytes, context)
-    speed = Speed(context.tokens_per_second, engines=context.engines)
+    speed = context.speed_of(calls[0].spec)
     seconds = [
         ask_seconds(number, tokens, speed)
         + move_seconds(known.rows, row_bytes, context.slots)
@@ -220,5 +220,6 @@ def _decline(context: Context, label: str, why: str) -> None:
 def _tokens_per_call(calls: list[Call], row_bytes: float | None, context: Context) -> float:
     """About the tokens that a call computes: its prompt and its answer."""
     texts = [call.prompt_text for call in calls]
-    prompts = sum(context.lengths(calls[0].spec.model)(texts))
-    return (prompts + (row_bytes or 0) / _BYTES_PER_TOKEN) / len(calls) + _ANSWER_LENGTH
+    prompts = sum(context.lengths(calls[0].spec)(texts))
+    answer = 0 if calls[0].spec.task == "embed" else _ANSWER_LENGTH
+    return (prompts + (row_bytes or 0) / _BYTES_PER_TOKEN) / len(calls) + answer

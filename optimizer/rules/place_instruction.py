@@ -124,7 +124,7 @@ def _decision(calls: list[Call], context: Context) -> tuple[bool, str]:
         return _varying(first, known)
     if not all(call.has_constant_prompt for call in calls):
         return True, f"last: {len(calls)} calls share their fields"
-    instructions = sum(context.lengths(first.spec.model)([call.prompt_text for call in calls]))
+    instructions = sum(context.lengths(first.spec)([call.prompt_text for call in calls]))
     if (length := known.row_length) is not None and instructions >= (len(calls) - 1) * length:
         return False, (
             f"first: {len(calls)} calls share {length:.0f} tokens of fields, but their instructions have {instructions}"

@@ -17,8 +17,8 @@ a sample the exchange hashes the first cell of the prompt. (A range exchange of 
 twice: CONTRACTS.md 7.) The number of partitions is fixed, which keeps adaptive execution from merging them, and comes
 from the time that an engine needs. Arguments that are computed are computed once, below.
 
-It keeps out where the order of rows can be seen (order_seen.py), and makes no exchange where the user chose the
-partitions, where there is one partition and little work, or where rows share nothing.
+It keeps out where the order of rows can be seen (order_seen.py) and of embeddings, and makes no exchange where the user
+chose the partitions, where there is one partition and little work, or where rows share nothing.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ def _reordered(node: Node, context: Context, order_seen: bool) -> Node:
     calls = calls_of(node)
     if any(call.spec.rows is not None and call.spec.rows.order_why for call in calls):
         return node
+    if all(call.spec.task == "embed" for call in calls):
+        return _noted(node, calls, RowPlan(order_why="as they come: texts to embed share no prefix"), catalyst)
     keys = _keys(calls, catalyst)
     if not keys or not all(key.deterministic() for key in keys):
         return node

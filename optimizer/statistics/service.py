@@ -70,7 +70,7 @@ class Statistics:
         application = context.session.sparkContext().applicationId()
         # The sizes tell a table that has grown from the one that was counted.
         sizes = tuple(table_sizes(plain.plan))
-        key = (application, rows.semanticHash(), sizes, call.spec.fields, call.spec.model)
+        key = (application, rows.semanticHash(), sizes, call.spec.fields, call.spec.model, call.spec.task)
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
@@ -84,7 +84,7 @@ class Statistics:
                 None if call.has_constant_prompt else call.prompt,
                 call.fields,
                 call.spec.fields,
-                context.lengths(call.spec.model),
+                context.lengths(call.spec),
                 context.statistics_timeout,
                 context.session,
                 catalyst,
@@ -111,7 +111,7 @@ def _bytes(found: InputStatistics | None) -> int:
 def _labels(call: Call, context: Context) -> list[float]:
     """Tokens of each column's cell beside its value."""
     texts = [FieldRenderer(spec)("") for spec in call.spec.fields]
-    labels = [float(length) for length in context.lengths(call.spec.model)(texts)] if texts else []
+    labels = [float(length) for length in context.lengths(call.spec)(texts)] if texts else []
     return labels if call.has_constant_prompt else [*labels, 0.0]
 
 

@@ -36,9 +36,10 @@ _OF_ANSWERS = {
 
 
 class LlmBuilder:
-    """Builds calls. ``udf_of(session)`` gives the JVM's UserDefinedPythonFunction of the session's application."""
+    """Builds calls. ``udf_of(session, is_vector)`` gives the JVM's UserDefinedPythonFunction of the session's
+    application, for texts or for vectors."""
 
-    def __init__(self, catalyst: Catalyst, udf_of: Callable[[Jvm], Jvm]) -> None:
+    def __init__(self, catalyst: Catalyst, udf_of: Callable[[Jvm, bool], Jvm]) -> None:
         self.catalyst = catalyst
         self.constants = Constants(catalyst)
         self._udf_of = udf_of
@@ -99,7 +100,8 @@ class LlmBuilder:
         is_null_on_error: bool = False,
     ) -> Expression:
         """The column of a call: a PythonUDF with the arguments (CallSpec as JSON, prompt, field, ...), all STRING, with
-        what makes the call's type of its text. answer: what it answers, None: what the options say."""
+        what makes the call's type of its text; the UDF of a vector without details has the type itself. answer: what
+        the call answers, None: what the options say."""
         conf = LlmConf.parse(self.catalyst.settings(session))
         given = dict(options or {})
         columns = list(columns)
@@ -119,7 +121,7 @@ class LlmBuilder:
             **{name: value for name, value in given.items() if name not in _OF_ANSWERS},
         )
         udf = self._udf(session, spec, [self._prompt(prompt, answer.hint), *(column for _, column in columns)])
-        return typed(udf, answer.type, spec.details, self.catalyst)
+        return udf if _is_vector(spec) else typed(udf, answer.type, spec.details, self.catalyst)
 
     def text(self, text: str | None) -> Expression:
         """A STRING literal."""
@@ -145,10 +147,13 @@ class LlmBuilder:
 
     def _udf(self, session: Jvm, spec: CallSpec, columns: list[Expression]) -> Expression:
         # Only sampling without a seed may answer equal arguments differently: Spark must not repeat such a call.
-        return self._python(session, UDF_NAME, [self.catalyst.literal(spec.encode()), *columns], spec.is_repeatable)
+        arguments = [self.catalyst.literal(spec.encode()), *columns]
+        return self._python(session, UDF_NAME, arguments, spec.is_repeatable, _is_vector(spec))
 
-    def _python(self, session: Jvm, name: str, columns: list[Expression], is_repeatable: bool) -> Expression:
-        udf = self._udf_of(session)
+    def _python(
+        self, session: Jvm, name: str, columns: list[Expression], is_repeatable: bool, is_vector: bool = False
+    ) -> Expression:
+        udf = self._udf_of(session, is_vector)
         return self.catalyst.expressions.PythonUDF(
             name,
             udf.func(),
@@ -158,6 +163,10 @@ class LlmBuilder:
             is_repeatable,
             module(self.catalyst.expressions, "NamedExpression").newExprId(),
         )
+
+
+def _is_vector(spec: CallSpec) -> bool:
+    return spec.task == "embed" and not spec.details
 
 
 def named(argument: Expression) -> tuple[str | None, Expression]:

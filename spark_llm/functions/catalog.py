@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 from spark_llm.errors import LlmError
-from spark_llm.functions import aggregates, ai
+from spark_llm.functions import aggregates, ai, embeddings
 from spark_llm.functions.answer import EXCLUSIVE
 from spark_llm.functions.builder import LlmBuilder, named
 from spark_llm.functions.options import OPTIONS
@@ -36,7 +36,7 @@ class Entry:
 @functools.cache
 def entries() -> tuple[Entry, ...]:
     """The functions: llm, its relatives, and those for one task each."""
-    return (*_LLM, *(_entry(function) for function in (*ai.FUNCTIONS, *aggregates.FUNCTIONS)))
+    return (*_LLM, *(_entry(function) for function in (*ai.FUNCTIONS, *embeddings.FUNCTIONS, *aggregates.FUNCTIONS)))
 
 
 def _entry(function: Function) -> Entry:
@@ -47,9 +47,7 @@ def _entry(function: Function) -> Entry:
     return Entry(
         name=function.name,
         usage=f"{signature} - {function.usage} Result: {function.returns}.",
-        arguments=_listed(
-            "Arguments", "* ", (*function.about, f"option - any of llm's, by name: {', '.join(OPTIONS)}.")
-        ),
+        arguments=_listed("Arguments", "* ", (*function.about, f"option - by name: {', '.join(function.options)}.")),
         examples=_listed("Examples", "> ", function.examples),
         build=build,
     )

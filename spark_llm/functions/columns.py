@@ -156,6 +156,19 @@ def ai_analyze_sentiment(content: str | Column, **options: Any) -> Column:
     return _task("ai_analyze_sentiment", [_column(content)], {}, options)
 
 
+def ai_embed(text: str | Column, **options: Any) -> Column:
+    """The vector that an encoder makes of the text of a column: ARRAY<FLOAT>. Texts that mean alike point alike."""
+    return _task("ai_embed", [_column(text)], {}, options)
+
+
+def ai_similarity(expr1: str | Column, expr2: str | Column, **options: Any) -> Column:
+    """How alike the texts of two columns are: the cosine of their embeddings, a FLOAT of at most 1.
+
+    A text that is the same for all rows is ``F.lit("the text")``, and is embedded once.
+    """
+    return _task("ai_similarity", [_column(expr1), _column(expr2)], {}, options)
+
+
 def ai_agg(text: str | Column, instruction: str, **options: Any) -> Column:
     """One answer about all texts of a group: an aggregate function, for ``groupBy(...).agg(...)``."""
     return _task("ai_agg", [_column(text), _text(instruction)], {}, options)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from spark_llm import placing, speed
-from spark_llm.call import Budget
+from spark_llm.call import Budget, CallSpec
 from spark_llm.config import PREFIX, LlmConf, entries
 from spark_llm.engine.text.lengths import Lengths, token_lengths
 from spark_llm.functions.task_slots import call_tasks
@@ -71,10 +71,12 @@ class Planner:
         engine = speed.engine_name(conf.model, _arithmetic(conf), conf.device, conf.threads, str(spark.master()))
         measured = self._speed.of(application, engine, engines)
 
-        def lengths(model: str | None) -> Lengths:
-            if model is not None and model != conf.model:
+        def lengths(spec: CallSpec) -> Lengths:
+            if spec.task == "embed":
+                return token_lengths(spec.model or conf.embedding_model, spec.task)
+            if spec.model is not None and spec.model != conf.model:
                 self._speed.is_of_several(application)
-            return token_lengths(model or conf.model)
+            return token_lengths(spec.model or conf.model)
 
         def function(tables: Mapping[str, bytes]) -> Jvm:
             return self._functions.made(

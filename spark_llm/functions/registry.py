@@ -22,6 +22,7 @@ from spark_llm.functions.planning import Planner, enabled_rules, jvm_udf
 from spark_llm.optimizer.catalyst.bridge import Catalyst, Jvm, Node, items
 from spark_llm.optimizer.catalyst.runner import Rule, run_rules
 from spark_llm.optimizer.rules import EARLY_RULES, RULES
+from spark_llm.vectors import vector_udf
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -41,7 +42,7 @@ class Registry:
 
     def __init__(self, catalyst: Catalyst) -> None:
         self._catalyst = catalyst
-        self._udfs: dict[str, Jvm] = {}
+        self._udfs: dict[str, dict[bool, Jvm]] = {}  # by application, and by whether it gives vectors
         self._makers: dict[str, MakeUdf] = {}
         self._reports: dict[str, Reports] = {}
         self._injected: set[str] = set()
@@ -102,20 +103,21 @@ class Registry:
 
     def _use(self, application: str, make: MakeUdf) -> None:
         self._makers[application] = make
-        self._udfs[application] = jvm_udf(make({}, 0))
+        texts = make({}, 0)
+        self._udfs[application] = {False: jvm_udf(texts), True: jvm_udf(vector_udf(texts))}
         self.planner.forget_functions()
 
     def _tokens_per_second(self, application: str) -> float | None:
         reports = self._reports.get(application)
         return None if reports is None else reports.tokens_per_second()
 
-    def _udf_of(self, session: Jvm) -> Jvm:
+    def _udf_of(self, session: Jvm, is_vector: bool) -> Jvm:
         application = session.sparkContext().applicationId()
         self._coordinate(application, session)
-        udf = self._udfs.get(application)
-        if udf is None:
+        udfs = self._udfs.get(application)
+        if udfs is None:
             raise LlmError("LLM_NOT_ENABLED")
-        return udf
+        return udfs[is_vector]
 
     def _coordinate(self, application: str, session: Jvm) -> None:
         """Where the session's calls may go to engines of other executors, let the UDF know who knows these."""

@@ -10,7 +10,7 @@ from spark_llm.errors import LlmError
 from spark_llm.functions import fields
 from spark_llm.functions.answer import EXCLUSIVE
 from spark_llm.functions.builder import LlmBuilder, named
-from spark_llm.functions.options import misspelt, option_name, unknown_option
+from spark_llm.functions.options import OPTIONS, misspelt, option_name, unknown_option
 from spark_llm.optimizer.catalyst.bridge import Expression, Jvm
 
 
@@ -47,7 +47,7 @@ class Bound:
 class Function:
     """A function of SQL. optional: the names of parameters behind the required ones. about: what each is, for
     DESCRIBE FUNCTION EXTENDED. build: makes the column of a call. is_typed: the function says itself what the answer
-    is, so that no option can."""
+    is, so that no option can. takes: the options that mean something to it, None: all that llm has."""
 
     name: str
     required: tuple[str, ...]
@@ -58,6 +58,13 @@ class Function:
     examples: tuple[str, ...]
     build: Callable[[Bound], Expression]
     is_typed: bool = False
+    takes: tuple[str, ...] | None = None
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The options of llm that a call may have."""
+        known = OPTIONS if self.takes is None else self.takes
+        return tuple(option for option in known if not (self.is_typed and option in EXCLUSIVE))
 
     @property
     def signature(self) -> str:
@@ -85,7 +92,7 @@ class Function:
                         if misspelt(name or "")
                         else bound.wrong(f"it has no argument {name}")
                     )
-                if self.is_typed and option in EXCLUSIVE:
+                if option not in self.options:
                     raise bound.wrong(f"its answer is {self.returns}: it takes no {option}")
                 bound.options[option] = builder.option(option, value)
             elif parameter in bound.given:

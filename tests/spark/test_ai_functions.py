@@ -39,6 +39,8 @@ def obedient(spark: SparkSession, tmp_path: Path) -> Iterator[FakeModel]:
             return json.dumps({name: values[kind] for name, kind in names})
         if "Answer with an integer." in message:
             return "7"
+        if message == "Apache Spark":
+            return "[1.0, 0.5]"
         return f"answer to {message.splitlines()[0]}"
 
     with fake_counting.fake_model(spark, tmp_path, reads_order=False, answers=answer) as found:
@@ -219,6 +221,7 @@ PUBLISHED = [
         "ai_mask('John Doe lives in New York. His email is john.doe@example.com.', array('person', 'email'))",
         "string",
     ),
+    ("ai_similarity('Apache Spark', 'Apache Spark')", "float"),
     ("ai_translate('Hello, how are you?', 'es')", "string"),
 ]
 

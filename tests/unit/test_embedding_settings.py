@@ -1,0 +1,81 @@
+"""What a call that makes vectors comes to for a task, its engine, its report and the cost model."""
+
+from __future__ import annotations
+
+import pytest
+
+from spark_llm.answer_form import why_not
+from spark_llm.call import AnswerForm, CallSpec
+from spark_llm.call_settings import EMBEDDED_ROWS, answer_settings, stream_header, window_rows
+from spark_llm.config import LlmConf
+from spark_llm.engine.request import Client
+from spark_llm.optimizer.cost import NONE, CallInput, Speed, call_cost, exact
+from spark_llm.tally import Counts, Tally, TaskUpdate
+
+VECTOR = AnswerForm(kind="embedding", is_json=True)
+EMBED = CallSpec(answer=VECTOR)
+OPENAI = {"spark.llm.backend": "openai", "spark.llm.backend.url": "https://host/v1"}
+
+
+def test_the_task_is_that_of_the_answers() -> None:
+    assert EMBED.task == "embed"
+    assert CallSpec().task == CallSpec(answer=AnswerForm(kind="regex", text="a")).task == "generate"
+    assert EMBED.canonical() != CallSpec().canonical()
+
+
+def test_the_engine_has_the_encoder_and_what_concerns_one() -> None:
+    settings = {"spark.llm.model": "chat", "spark.llm.embedding.model": "encoder", "spark.llm.engine.dtype": "float32"}
+    spec = LlmConf.parse(settings | {"spark.llm.engine.threads": "3"}).engine_spec(None, "embed")
+    assert (spec.model, spec.task, spec.dtype, spec.threads) == ("encoder", "embed", "float32", 3)
+    other = {
+        "spark.llm.engine.kvCacheMemory": "1g",
+        "spark.llm.scheduler": "fcfs",
+        "spark.llm.engine.contextLength": "9",
+    }
+    assert (
+        LlmConf.parse(settings | other | {"spark.llm.engine.threads": "3"}).engine_spec(None, "embed").key == spec.key
+    )
+    assert LlmConf.parse(settings).engine_spec("mine", "embed").model == "mine"
+    assert LlmConf.parse(settings).engine_spec().model == "chat"
+    assert LlmConf().engine_spec(task="embed").key != LlmConf().engine_spec().key
+
+
+def test_a_server_may_embed() -> None:
+    spec = LlmConf.parse(OPENAI | {"spark.llm.embedding.model": "small"}).engine_spec(None, "embed")
+    assert (spec.model, spec.task) == ("small", "embed")
+    assert spec.backend is not None
+
+
+def test_no_constraint_is_sent_and_windows_are_bounded() -> None:
+    conf = LlmConf.parse({"spark.llm.windowRows": "100000"})
+    assert stream_header(EMBED, conf, Client("", "1")).constraint is None
+    assert answer_settings(EMBED, conf, {}).window_rows == window_rows([CallSpec(), EMBED], conf) == EMBEDDED_ROWS
+    assert answer_settings(CallSpec(), conf, {}).window_rows == window_rows([CallSpec()], conf) == 100_000
+    assert window_rows([EMBED], LlmConf.parse({"spark.llm.windowRows": "7"})) == 7
+
+
+@pytest.mark.parametrize("wrong", ["", "0.5", '["0.5"]', "[0.5, null]", "[NaN]", "[1e999]", "[0.5", '{"a": [1]}'])
+def test_what_is_no_vector(wrong: str) -> None:
+    assert why_not(VECTOR, "[0.5, -1e-7, 3]") is None
+    reason = why_not(VECTOR, wrong)
+    assert reason is not None
+    assert "is no array of numbers" in reason
+
+
+def test_the_measured_speed_leaves_embeddings_out() -> None:
+    tally = Tally()
+    counts = Counts(rows=9, computed_tokens=5000, first_sent=1.0, last_answer=2.0)
+    tally.merge(TaskUpdate(query="1", task="a", prompt="p", embeds=True, number=1, counts=counts))
+    assert tally.counts("1", with_embeddings=False) == {}
+    assert list(tally.counts("1")) == ["p"]
+
+
+def test_embeddings_cost_no_answers_and_hit_no_cache() -> None:
+    known = CallInput(
+        rows=exact(10, "job"), distinct=exact(4, "job"), field_tokens=NONE, shared=NONE, head=0.0, tail=2.0,
+        varying_tokens=exact(20, "job"),
+    )  # fmt: skip
+    cost = call_cost(known, Speed(1000.0, True))
+    assert (cost.calls.value, cost.prompt_tokens.value, cost.output_tokens) == (4, 88, NONE)
+    assert cost.hit_rate == 0
+    assert cost.computed_tokens.value == 88
