@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
@@ -133,8 +133,9 @@ class EncoderEngine:
         return self._totals
 
     def clients(self) -> Mapping[str, Service]:
-        """What each user with waiting rows has been given."""
-        return self._turns.clients()
+        """What each user with waiting rows has been given, and how many of its rows wait and run."""
+        running = Counter(request.client.user for batch in self._batches for request in batch)
+        return {user: of._replace(running=running[user]) for user, of in self._turns.clients().items()}
 
     def _refusal(self, request: Request) -> tuple[str, dict[str, str]] | None:
         length, weight = len(request.prompt), request.client.weight

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from spark_llm.engine.encoder.config import EncoderConfig
 from spark_llm.engine.encoder.pooling import pooled
+from spark_llm.engine.model.linear import Linear, packing_pays
 
 _Part = tuple[Tensor, Tensor]  # weight and bias
 
@@ -39,14 +40,16 @@ def encoder_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
 class _Layer:
     """Weights of one layer; query, key and value are one product."""
 
-    def __init__(self, held: dict[str, Tensor], prefix: str) -> None:
+    def __init__(self, held: dict[str, Tensor], prefix: str, *, pack: bool) -> None:
         def take(name: str) -> _Part:
             return held.pop(f"{prefix}{name}.weight"), held.pop(f"{prefix}{name}.bias")
 
         weights, biases = zip(*(take(f"attention.self.{name}") for name in ("query", "key", "value")), strict=True)
-        self.qkv = torch.cat(weights), torch.cat(biases)
-        self.out, self.out_norm = take("attention.output.dense"), take("attention.output.LayerNorm")
-        self.up, self.down, self.norm = take("intermediate.dense"), take("output.dense"), take("output.LayerNorm")
+        self.qkv = Linear(torch.cat(weights), torch.cat(biases), pack=pack)
+        self.out = Linear(*take("attention.output.dense"), pack=pack)
+        self.up = Linear(*take("intermediate.dense"), pack=pack)
+        self.down = Linear(*take("output.dense"), pack=pack)
+        self.out_norm, self.norm = take("attention.output.LayerNorm"), take("output.LayerNorm")
 
 
 class Encoder:
@@ -63,7 +66,8 @@ class Encoder:
         types = held.pop("embeddings.token_type_embeddings.weight")
         self._places = held.pop("embeddings.position_embeddings.weight")[config.position_offset :] + types[0]
         self._norm = held.pop("embeddings.LayerNorm.weight"), held.pop("embeddings.LayerNorm.bias")
-        self._layers = [_Layer(held, f"encoder.layer.{number}.") for number in range(config.num_layers)]
+        pack = self.device.type == "cpu" and packing_pays(dtype)
+        self._layers = [_Layer(held, f"encoder.layer.{number}.", pack=pack) for number in range(config.num_layers)]
 
     @torch.inference_mode()
     def embed(self, tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -79,11 +83,11 @@ class Encoder:
             mask = (torch.arange(most, device=self.device) < lengths[:, None])[:, None, None, :]
         x = self._normed(F.embedding(tokens, self._words) + self._places[:most], self._norm)
         for layer in self._layers:
-            qkv = F.linear(x, *layer.qkv).view(rows, most, 3, config.num_heads, -1).permute(2, 0, 3, 1, 4)
+            qkv = layer.qkv(x).view(rows, most, 3, config.num_heads, -1).permute(2, 0, 3, 1, 4)
             seen = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=mask)
             seen = seen.transpose(1, 2).reshape(rows, most, config.hidden_size)
-            x = self._normed(F.linear(seen, *layer.out) + x, layer.out_norm)
-            x = self._normed(F.linear(self._activated(F.linear(x, *layer.up)), *layer.down) + x, layer.norm)
+            x = self._normed(layer.out(seen) + x, layer.out_norm)
+            x = self._normed(layer.down(self._activated(layer.up(x))) + x, layer.norm)
         return pooled(x, lengths, self.head).cpu()
 
     def _normed(self, x: Tensor, norm: _Part) -> Tensor:

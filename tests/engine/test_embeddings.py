@@ -150,6 +150,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.parametrize("pack", [True, False])
+def test_packed_and_plain_products_agree(folder: Path, monkeypatch: pytest.MonkeyPatch, pack: bool) -> None:
+    monkeypatch.setattr("spark_llm.engine.encoder.model.packing_pays", lambda dtype: pack)
+    found = embed(engine_of(folder), TEXTS)
+    module = transformers.BertModel.from_pretrained(folder).eval()
+    for ids, ours in zip(engine_of(folder).text.encode_texts(TEXTS), found, strict=True):
+        np.testing.assert_allclose(ours, reference(module, ids.tolist(), "mean_tokens", True), atol=1e-5)
+
+
 def test_a_models_own_prompt_stands_before_every_text(tmp_path: Path, folder: Path) -> None:
     small_encoder(tmp_path)
     prompts = {"prompts": {"query": "query: ", "doc": "d"}, "default_prompt_name": "query"}
@@ -214,7 +223,11 @@ def test_clients_take_turns_and_cancelled_rows_are_not_charged(folder: Path) -> 
     assert (waiting["many"].waiting, waiting["few"].waiting, waiting["few"].weight) == (200, 10, 2.0)
     engine.cancel(range(100))
     assert engine.stats().waiting == 110
-    order = [completion.id for _ in range(30) for completion in engine.step()]
+    order = [completion.id for completion in engine.step()]
+    many, few = (engine.clients()[name] for name in ("many", "few"))
+    assert many.running + few.running == engine.stats().running > few.running > 0
+    assert many.waiting + many.running + few.waiting + few.running == 109
+    order += [completion.id for _ in range(30) for completion in engine.step()]
     assert sum(number >= 200 for number in order[:15]) >= 9
     engine.cancel([*range(100, 150), 207])
     rest = run(engine, [])
