@@ -15,7 +15,7 @@ from spark_llm.engine.cuda.attention_plan import LONG_TILES, Device
 from spark_llm.engine.cuda.decoder import DeviceDecoder
 from spark_llm.engine.cuda.graphs import logits_of_graphs
 from spark_llm.engine.cuda.linear import DenseLinear, Fp8Linear, InvariantLinear, MakeLinear
-from spark_llm.engine.cuda.memory import await_memory, pool_pages
+from spark_llm.engine.cuda.memory import await_memory, pool_pages, room_on
 from spark_llm.engine.cuda.pool import DevicePool
 from spark_llm.engine.cuda.ranks import ALONE, Ranks, join
 from spark_llm.engine.cuda.runner import DeviceRunner
@@ -60,7 +60,7 @@ def load_runner(
         raise LlmError(
             "LLM_NO_MEMORY",
             needed=f"more than {needed / 2**20:,.1f} MiB",
-            purpose=f"its weights and largest step on {torch.cuda.get_device_name(device)}",
+            purpose=f"its weights and largest step on {room_on(device)}",
             available=f"{free / 2**20:,.1f} MiB",
             setting="spark.llm.engine.maxBatchTokens",
         ) from error

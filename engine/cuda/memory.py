@@ -28,6 +28,15 @@ def await_memory(device: torch.device) -> None:
             most, changed = free, time.monotonic()
 
 
+def room_on(device: torch.device) -> str:
+    """The device, for messages: its name, and what of its memory is other processes'."""
+    free, total = torch.cuda.mem_get_info(device)
+    others = max(0, total - free - torch.cuda.memory_reserved(device))
+    return (
+        f"{torch.cuda.get_device_name(device)} (other processes hold {others / 2**20:,.0f} of {total / 2**20:,.0f} MiB)"
+    )
+
+
 def pool_pages(spec: EngineSpec, config: ModelConfig, dtype: torch.dtype, device: torch.device, step_bytes: int) -> int:
     """Pages of the K/V pool. step_bytes: what the largest step needs beside the weights, by a run of it.
 
@@ -41,8 +50,8 @@ def pool_pages(spec: EngineSpec, config: ModelConfig, dtype: torch.dtype, device
     if wanted > available or wanted < page:
         raise LlmError(
             "LLM_NO_MEMORY",
-            needed=f"{max(wanted, page) / 2**20:,.1f} MiB",
-            purpose=f"its K/V cache on {torch.cuda.get_device_name(device)}",
+            needed=f"{max(wanted, page) / 2**20:,.2f} MiB",
+            purpose=f"its K/V cache on {room_on(device)}",
             available=f"{max(0, min(available, wanted)) / 2**20:,.1f} MiB",
             setting=_culprit(wanted > available, available < page),
         )

@@ -56,17 +56,51 @@ def start_time(pid: int) -> int | None:
 def owner() -> ProcessId:
     """The process whose end also ends the engine: in a Spark worker the executor's JVM, else this process.
 
-    Spark's worker is a child of ``pyspark.daemon``, which is a child of the JVM; without the daemon
-    (``spark.python.use.daemon=false``) the worker is the JVM's own child.
+    All workers of an executor must find the same one, or each would start an engine of its own.
     """
     pid = os.getpid()
     if any(name.startswith("PYTHON_WORKER_FACTORY_") for name in os.environ):
-        with contextlib.suppress(psutil.Error):
-            pid = next((p.pid for p in psutil.Process().parents() if p.name() == "java"), pid)
+        pid = _executor(pid)
     found = ProcessId.of(pid) or ProcessId.of(os.getpid())
     if found is None:
         raise RuntimeError(f"cannot read the start time of process {pid}")
     return found
+
+
+def _executor(worker: int) -> int:
+    """The JVM above a Spark worker: the next process called java; where a JVM is called otherwise, the daemon's parent.
+
+    Spark's worker is forked by ``pyspark.daemon`` and shares its command line; the daemon is a child of the JVM, as the
+    worker itself is without a daemon (``spark.python.use.daemon=false``).
+    """
+    executor = None
+    pid, command = worker, _command(worker)
+    while parent := _parent(pid):
+        if _name(parent) == "java":
+            return parent
+        if executor is None and _command(parent) != command:
+            executor = parent
+        pid = parent
+    return executor or worker
+
+
+def _parent(pid: int) -> int:
+    """0 if there is none, or it may not be known."""
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).ppid()
+    return 0
+
+
+def _name(pid: int) -> str:
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).name()
+    return ""
+
+
+def _command(pid: int) -> list[str]:
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).cmdline()
+    return []
 
 
 class Watch:

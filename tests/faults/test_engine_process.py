@@ -73,6 +73,20 @@ def test_the_engine_ends_with_its_owner(engines: Engines) -> None:
     assert engines.files() == set()
 
 
+def test_workers_of_a_jvm_that_is_not_called_java_have_one_owner(engines: Engines) -> None:
+    """A daemon is started by an executor; its workers are forked, as pyspark.daemon does."""
+    worker = "from spark_llm.engine.service.process import owner; print(owner().pid, flush=True)"
+    fork = (
+        f"import os\nfor _ in range(2):\n    if os.fork() == 0:\n        {worker}\n        os._exit(0)\n    os.wait()"
+    )
+    start = "import os, subprocess, sys; os.environ['PYTHON_WORKER_FACTORY_SECRET'] = 'x'"
+    start += "; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"
+    executor = engines.python(start, fork)
+    found = [int(executor.stdout.readline()) for _ in range(2)]
+    assert found == [executor.pid, executor.pid]
+    assert executor.wait(30) == 0
+
+
 def test_an_engine_whose_owner_is_already_gone_does_not_start(engines: Engines) -> None:
     me = process.owner()
     folder = folders.engine_folder(me, "key")
