@@ -58,8 +58,9 @@ format: $(STAMP) ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(STAMP) ## the CPU engine beside its peers, one thread; cost of a step by rows waiting
+bench: $(STAMP) ## the CPU engine and encoder beside their peers, one thread; cost of a step by rows waiting
 	@$(BIN)/python benchmarks/cpu_engine.py
+	@$(BIN)/python benchmarks/embeddings.py
 	@$(BIN)/python benchmarks/scheduler_scale.py
 	@$(BIN)/python benchmarks/constrained.py
 

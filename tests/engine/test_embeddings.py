@@ -150,6 +150,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+def test_models_with_a_language_head_embed_without_it(tmp_path: Path, family: str) -> None:
+    config = small_encoder(tmp_path).config
+    settings = {name: value for name, value in config.to_dict().items() if name not in ("architectures", "model_type")}
+    head = getattr(transformers, f"{family}ForMaskedLM")(getattr(transformers, f"{family}Config")(**settings)).eval()
+    head.save_pretrained(tmp_path)
+    engine = engine_of(tmp_path)
+    (ours,) = embed(engine, ["a text"])
+    ids = engine.text.encode_texts(["a text"])[0].tolist()
+    np.testing.assert_allclose(ours, reference(head.base_model, ids, "mean_tokens", True), atol=1e-5)
+
+
 @pytest.mark.parametrize("pack", [True, False])
 def test_packed_and_plain_products_agree(folder: Path, monkeypatch: pytest.MonkeyPatch, pack: bool) -> None:
     monkeypatch.setattr("spark_llm.engine.encoder.model.packing_pays", lambda dtype: pack)
