@@ -121,6 +121,7 @@ class LlmConf(BackendConf, EmbeddingConf, EngineConf, OptimizerConf, RoutingConf
                 threads=self.threads or self._cores_of_engine(),
                 instance=self.instance,
                 device=self.device,
+                deterministic=self.deterministic,
                 idle_timeout=self.idle_timeout,
                 check_invariants=self.check_invariants,
             )
