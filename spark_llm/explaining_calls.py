@@ -48,7 +48,7 @@ def described(
         notes = _of_call(call, noted, rules, conf)
         idle = [rule for rule in rules if rule not in {note.rule for note in (*notes, *about_query)}]
         explained = CallExplanation(
-            prompt=call.label,
+            prompt=varying_label(call.spec) if call.spec.task == "embed" and not call.prompt_text else call.label,
             placement=_placement(estimate, above, context.catalyst),
             estimate=estimate.cost,
             source=estimate.source,
@@ -109,6 +109,8 @@ def _decided(call: Call, conf: LlmConf) -> list[tuple[str, bool, str]]:
 def _placement(estimate: CallEstimate, above: Sequence[Node], catalyst: Catalyst) -> str:
     call = estimate.call
     words = [f"asked for the rows of {_rows(call.node.child(), catalyst)}"]
+    if call.spec.task == "embed" and call.has_constant_prompt:
+        words = ["asked once for the query, in a subquery"]
     if call.mask is not None:
         words.append("where its mask holds")
     if call.group is not None:

@@ -10,7 +10,9 @@ Sort [id ASC], true                                 Sort [id ASC], true
 
 Spark sorts a whole table by ranges that it learns from a first run of what stands below: 80 calls for 40 rows. With an
 exchange between, the first run reads the exchange's files. The same for ``repartitionByRange()``. It keeps out where
-something between sort and call shuffles anyway, and of ORDER BY ... LIMIT, which needs no ranges.
+something between sort and call shuffles anyway, and of ORDER BY ... LIMIT, which needs no ranges. What is computed of
+answers to sort by it is computed below the exchange, which then need not carry them: a vector is kilobytes, what ORDER
+BY ai_similarity(...) compares a number.
 """
 
 from __future__ import annotations
@@ -42,19 +44,38 @@ def shuffle_below_sort(plan: Node, context: Context) -> Node:
     return changed
 
 
-def _rewrite(node: Node, catalyst: Catalyst, is_limited: bool) -> Node:
+def _rewrite(node: Node, catalyst: Catalyst, is_limited: bool, above: Node | None = None) -> Node:
+    """above: the Project right above ``node``, if there is one."""
     if not catalyst.holds_call(node):
         return node
     name = node.nodeName()
     # A Project between is no hindrance: Spark takes the first n rows below it, too.
     below = name in _LIMITS or (is_limited and name == "Project")
     children = items(node.children())
-    changed = [_rewrite(child, catalyst, below) for child in children]
+    changed = [_rewrite(child, catalyst, below, node if name == "Project" else None) for child in children]
     if not is_limited and (keys := _range_keys(node)) and _runs_calls(changed[0], catalyst):
+        if name == "Sort" and above is not None and not all(map(catalyst.is_attribute, keys)):
+            return _by_computed(node, keys, changed[0], above, catalyst)
         return catalyst.with_children(node, [catalyst.repartition(keys, changed[0])])
     if any(new is not old for new, old in zip(changed, children, strict=True)):
         node = catalyst.with_children(node, changed)
     return node
+
+
+def _by_computed(sort: Node, keys: list[Expression], child: Node, above: Node, catalyst: Catalyst) -> Node:
+    """``sort`` over an exchange of its computed keys and of the columns that ``above`` needs, no others."""
+    aliases = {i: catalyst.named(key, f"_llm_key{i}") for i, key in enumerate(keys) if not catalyst.is_attribute(key)}
+    columns = [aliases[i].toAttribute() if i in aliases else key for i, key in enumerate(keys)]
+    needed = above.references()
+    plain = {int(key.exprId().id()) for i, key in enumerate(keys) if i not in aliases}
+    kept = [each for each in items(child.output()) if needed.contains(each) or int(each.exprId().id()) in plain]
+    computed = catalyst.plans.Project(catalyst.seq([*kept, *aliases.values()]), child)
+    orders = [
+        catalyst.with_children(order, [column, *items(order.sameOrderExpressions())])
+        for order, column in zip(items(sort.order()), columns, strict=True)
+    ]
+    exchanged = catalyst.repartition(columns, computed)
+    return catalyst.plans.Sort(catalyst.seq(orders), True, exchanged, catalyst.none)
 
 
 def _range_keys(node: Node) -> list[Expression]:

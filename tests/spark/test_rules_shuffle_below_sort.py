@@ -52,6 +52,7 @@ def exchanges(df: DataFrame) -> int:
         "SELECT id, llm('p', text) AS a FROM t ORDER BY id",
         "SELECT id, llm('p', text) AS a FROM t ORDER BY a, id",
         "SELECT id FROM t WHERE llm('p', text) <> '3' ORDER BY id DESC",
+        "SELECT id FROM t ORDER BY length(llm('p', text)) DESC, id, upper(text) NULLS LAST",
         "SELECT t.id, llm('p', text) AS a FROM t JOIN range(40) r USING (id) ORDER BY id",
         "SELECT /*+ REPARTITION_BY_RANGE(3, id) */ id, llm('p', text) AS a FROM t",
     ],
@@ -80,3 +81,17 @@ def test_each_row_is_asked_once(counted: tuple[SparkSession, Any], query: str) -
 )
 def test_keeps_out(counted: tuple[SparkSession, Any], query: str) -> None:
     assert exchanges(counted[0].sql(query)) == 0
+
+
+def test_what_is_computed_to_sort_by_is_computed_below(counted: tuple[SparkSession, Any]) -> None:
+    """The exchange carries the key, not the answer of which it is made; rows come in the same order."""
+    session, _ = counted
+    query = "SELECT id FROM t ORDER BY length(llm('p', text)) DESC, id % 3, text, id"
+    ordered = session.sql(query)
+    plan = ordered._jdf.queryExecution().optimizedPlan().toString()
+    assert len([line for line in plan.splitlines() if "RepartitionByExpression [_llm_key0" in line]) == 1
+    [computed] = [line for line in plan.splitlines() if "AS _llm_key0" in line]
+    assert computed.count("pythonUDF0") == computed.count("length(pythonUDF0") == 1  # it is in the key only
+    found = ordered.collect()
+    session.conf.set(RULE, "false")
+    assert session.sql(query).collect() == found
