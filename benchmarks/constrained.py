@@ -221,7 +221,8 @@ def report(found: dict[str, Any]) -> str:
     if "schemas" in found:
         total = found["schemas"]
         lines.append(
-            f"{total['schemas']} generated schemas ({total['refused']} refused), {total['rows']} answers: "
+            f"{total['schemas']} generated schemas ({total['refused']} refused, {total.get('beyond', '?')} of them for "
+            f"bounds beyond 10^18 or 10^15), {total['rows']} answers: "
             f"{total['whole']} parse, {total['incomplete']} cut by max_tokens are errors, {total['broken']} broken"
         )
     return "\n".join(lines).rstrip()

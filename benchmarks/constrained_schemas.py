@@ -43,10 +43,12 @@ AT_ONCE = 64  # schemas whose rows run together
 
 @dataclass
 class Parsed:
-    """broken: neither an error nor a value that keeps to its schema, all of its numbers finite."""
+    """refused: before anything runs; beyond: of them, for bounds beyond the numbers that answers can be (the generated
+    ones go to 2**63). broken: neither an error nor a value that keeps to its schema, all of its numbers finite."""
 
     schemas: int
     refused: int
+    beyond: int
     rows: int
     whole: int
     incomplete: int
@@ -80,7 +82,7 @@ def generated(count: int) -> list[dict[str, Any]]:
 
 
 def parse_all(count: int) -> Parsed:
-    total = Parsed(0, 0, 0, 0, 0, 0)
+    total = Parsed(0, 0, 0, 0, 0, 0, 0)
     draw = np.random.default_rng(0)
     quotes = itertools.cycle(CATALOGUE["movies"].load()["reviews"]["quote"])
     with tempfile.TemporaryDirectory() as folder:
@@ -102,6 +104,7 @@ def parse_all(count: int) -> Parsed:
                 except LlmError as error:
                     print("refused:", error)
                     total.refused += 1
+                    total.beyond += error.condition == "LLM_INVALID_SCHEMA" and "lie between" in str(error)
                     continue
                 for length, heat in ((80, 0.0), (80, 1.0), (80, 4.0), (int(draw.integers(1, 16)), 1.0)):
                     if isinstance(compiled, Labels):

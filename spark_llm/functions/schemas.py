@@ -263,11 +263,25 @@ class _Reader:
         number = next((name for kind, name in _NUMBERS.items() if kind in kinds), None)
         if number is not None and "enum" not in schema and "const" not in schema:
             minimum, maximum = _BOUNDS[number]
+            self._check_limits(schema, number)
             held["minimum"] = max(minimum, schema.get("minimum", minimum))
             held["maximum"] = min(maximum, schema.get("maximum", maximum))
         if "object" in kinds and schema.get("properties"):
             held.setdefault("additionalProperties", False)
         return held
+
+    def _check_limits(self, schema: Mapping[str, Any], number: str) -> None:
+        """Refuses bounds that leave none of the numbers that answers can be."""
+        low, high = _BOUNDS[number]
+        edges = {"minimum": high, "exclusiveMinimum": high, "maximum": low, "exclusiveMaximum": low}
+        for name in edges.keys() & schema.keys():
+            bound, edge = schema[name], edges[name]
+            if not isinstance(bound, int | float) or isinstance(bound, bool):
+                continue
+            past = bound > edge if edge == high else bound < edge
+            if past or (bound == edge and name.startswith("exclusive")):
+                limits = f"answers that are {number} lie between {low} and {high}"
+                raise self._error(f"{name} is {bound}, but {limits}; a string with a pattern can hold more digits")
 
     def _part(self, name: str, part: Any) -> Any:
         if name in ("properties", "patternProperties", "$defs", "definitions"):
