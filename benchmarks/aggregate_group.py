@@ -101,7 +101,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class Group:
-    """One run. calls: by level. seconds: of the query. idle: MiB of JVM and workers before it; the rest: at most."""
+    """One run. calls: by level, of which 0 is about texts; the model's by prompt. seconds: of the query. idle: MiB of
+    JVM and workers before it; the rest: at most."""
 
     answers: str
     rows: int
@@ -109,7 +110,7 @@ class Group:
     table_mib: float
     heap: str
     levels_planned: int
-    calls: dict[int, int]
+    calls: dict[str, int]
     seconds: float
     idle_mib: float
     jvm_mib: float
@@ -160,9 +161,9 @@ def measure(rows: int, heap: str, by_model: bool, slots: int) -> Group:
             assert row.rows == rows
             if by_model:
                 report = spark_llm.last_report(spark)
-                calls = dict(enumerate(part.calls for part in report.by_call.values()))
+                calls = {name.partition("\n")[2][:40]: part.calls for name, part in report.by_call.items()}
             else:
-                calls = dict(sorted(fake.calls.items()))
+                calls = {f"level {level}": count for level, count in sorted(fake.calls.items())}
                 assert fake.texts == rows, f"{fake.texts} of {rows} texts were shown"
     finally:
         spark.stop()
@@ -177,13 +178,13 @@ def measure(rows: int, heap: str, by_model: bool, slots: int) -> Group:
 def report(record: dict[str, Any]) -> str:
     """A run as text, from its JSON record."""
     group = record["group"]
-    levels = ", ".join(f"{count:,}" for count in group["calls"].values())
+    calls = "; ".join(f"{name}: {count:,}" for name, count in group["calls"].items())
     return "\n".join(
         [
             f"{Machine(**record['machine'])}; revision {record['revision']}",
             f"answers: {group['answers']}",
             f"one group of {group['rows']:,} texts, {group['text_mib']:,.0f} MiB ({group['table_mib']:,.0f} in files)",
-            f"calls by level: {levels} ({group['levels_planned']} levels of answers planned)",
+            f"calls: {calls} ({group['levels_planned']} levels of answers planned)",
             f"{group['seconds']:,.1f} s",
             f"most memory: JVM {group['jvm_mib']:,.0f} MiB (heap of {group['heap']}), Python workers "
             f"{group['workers_mib']:,.0f} MiB, both at one time {group['both_mib']:,.0f} MiB; "
