@@ -132,15 +132,29 @@ class Engines:
         return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
 
 
-@pytest.fixture
-def engines(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engines]:
+@contextlib.contextmanager
+def _engines(model: str) -> Iterator[Engines]:
     tmp = Path(tempfile.mkdtemp())  # pytest's own folders have names too long for sockets
-    monkeypatch.setenv("TMPDIR", str(tmp))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    found = Engines(tmp, tiny_model)
-    yield found
-    for engine in found.living():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(engine.pid, signal.SIGKILL)
-            found.await_end(engine)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp))
+        patch.setattr("tempfile.tempdir", None)
+        found = Engines(tmp, model)
+        yield found
+        for engine in found.living():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(engine.pid, signal.SIGKILL)
+                found.await_end(engine)
     shutil.rmtree(tmp)
+
+
+@pytest.fixture
+def engines(tiny_model: str) -> Iterator[Engines]:
+    with _engines(tiny_model) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def shared_engines(tiny_model: str) -> Iterator[Engines]:
+    """The engines of a module's tests, which they leave idle; a test with ``engines`` has its own beside them."""
+    with _engines(tiny_model) as found:
+        yield found

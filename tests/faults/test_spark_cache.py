@@ -37,7 +37,6 @@ spark.stop()
 """
 
 
-@pytest.mark.slow
 def test_a_rerun_after_an_executor_was_killed_calls_nothing(engines: Engines, tmp_path: Path) -> None:
     driver = engines.python(_DRIVER, engines.model, tmp_path.as_uri())
     work = driver.stdout.readline().strip()  # where Spark's workers put what their executors print
