@@ -100,34 +100,33 @@ def listed(prompt: str) -> list[str]:
 
 
 def test_calls_are_those_of_the_levels_in_any_order_of_rows(small: FakeModel) -> None:
-    spark = small.spark
-    answers, prompts = [], []
-    for hint in ("REPARTITION(1)", "REPARTITION(7, n)"):
-        small.forget()
-        query = f"SELECT g, {AGG} AS a FROM (SELECT /*+ {hint} */ * FROM r ORDER BY n % 5, n DESC) GROUP BY g"
-        answers.append(sorted(spark.sql(query).collect(), key=str))
-        prompts.append(sorted(request.prompt for request in small.requests()))
-    assert answers[0] == answers[1]
-    assert prompts[0] == prompts[1]
+    query = f"""SELECT copy, g, {AGG} AS a
+                FROM ((SELECT /*+ REPARTITION(1) */ 1 AS copy, * FROM r ORDER BY n)
+                      UNION ALL (SELECT /*+ REPARTITION(7, n) */ 2 AS copy, * FROM r ORDER BY n % 5, n DESC))
+                GROUP BY copy, g"""
+    rows = small.spark.sql(query).collect()
+    found = {row.g: row.a for row in rows if row["copy"] == 1}
+    assert found == {row.g: row.a for row in rows if row["copy"] == 2}
+    assert len(rows) == 2 * len(GROUPS)
+    assert set(found) == set(GROUPS)
+    assert [group for group, answer in found.items() if answer is None] == ["none"]
 
+    prompts = {request.prompt for request in small.requests()}  # the copies' are the same
     levels = {group: expected_calls(texts) for group, texts in GROUPS.items()}
     assert levels["many"][0] > FAN_IN**2
     assert len(levels["many"]) == 4
     assert [levels[f"{number} chunks"][0] for number in ("four", "five")] == [4, 5]
     assert levels["two chunks exactly"] == levels["a chunk and a text"] == [2, 1]
-    first = [listed(prompt) for prompt in prompts[0] if "\ntexts: " in prompt]
-    later = [listed(prompt) for prompt in prompts[0] if "\nanswers: " in prompt]
+    first = [listed(prompt) for prompt in prompts if "\ntexts: " in prompt]
+    later = [listed(prompt) for prompt in prompts if "\nanswers: " in prompt]
     assert len(first) == sum(calls[0] for calls in levels.values())
     assert len(later) == sum(sum(calls[1:]) for calls in levels.values())
-    assert len(first) + len(later) == len(prompts[0])
+    assert len(first) + len(later) == len(prompts)
     assert sorted(text for texts in first for text in texts) == sorted(
         line for texts in GROUPS.values() for line in lines_of(texts)
     )
     assert all(2 <= len(parts) <= FAN_IN for parts in later)
-    assert all(prompt.startswith("What is wrong?\n") for prompt in prompts[0])
-    found = {row.g: row.a for row in answers[0]}
-    assert set(found) == set(GROUPS)
-    assert [group for group, answer in found.items() if answer is None] == ["none"]
+    assert all(prompt.startswith("What is wrong?\n") for prompt in prompts)
 
 
 @pytest.mark.parametrize(
