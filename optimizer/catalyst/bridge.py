@@ -69,6 +69,9 @@ class Catalyst:
         self.plans = self.jvm.org.apache.spark.sql.catalyst.plans.logical
         self.types = self.jvm.org.apache.spark.sql.types.DataTypes
         self.none = module(self.jvm.scala, "None")
+        # Kept, as each name on the way to them is a search through all of Spark's jars, and rules ask all the time.
+        self._to_seq = self.jvm.PythonUtils.toSeq
+        self._is_instance = self.jvm.py4j.reflection.TypeUtil.isInstanceOf
         self._classes = self._compile()
         self._asked: dict[str, Jvm] = {}
         self._questions = self.questions("Plans")
@@ -131,7 +134,7 @@ class Catalyst:
 
     def seq(self, values: Iterable[Any]) -> Jvm:
         """An immutable Scala Seq of ``values``."""
-        return self.jvm.PythonUtils.toSeq(list(values)).toIndexedSeq()
+        return self._to_seq(list(values)).toIndexedSeq()
 
     def map(self, values: Mapping[str, str]) -> Jvm:
         """An immutable Scala Map of ``values``."""
@@ -142,9 +145,7 @@ class Catalyst:
 
     def is_a(self, value: Jvm, class_name: str) -> bool:
         """Is ``value`` an instance of the class with this full name?"""
-        from py4j.java_gateway import is_instance_of
-
-        return bool(is_instance_of(self.gateway, value, class_name))
+        return bool(self._is_instance(class_name, value))
 
     # Plans and expressions
 
@@ -304,6 +305,12 @@ def module(package: Jvm, name: str) -> Jvm:
 def items(scala_seq: Jvm) -> list[Any]:
     """The elements of a Scala Seq."""
     return [scala_seq.apply(i) for i in range(scala_seq.size())]
+
+
+def elements(java_list: Jvm) -> list[Any]:
+    """The elements of a Java List. A loop over it ends with an exception of the JVM, which takes PySpark longer to
+    translate than most rules need for a plan."""
+    return [java_list.get(i) for i in range(java_list.size())]
 
 
 def frame_of(plan: Node, spark: SparkSession, catalyst: Catalyst) -> DataFrame:

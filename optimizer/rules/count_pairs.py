@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 
 from spark_llm.errors import LlmError
-from spark_llm.optimizer.catalyst.bridge import Expression, Node, items
+from spark_llm.optimizer.catalyst.bridge import Expression, Node, elements, items
 from spark_llm.optimizer.catalyst.context import Context
 from spark_llm.optimizer.catalyst.runner import Refusal
 from spark_llm.optimizer.rules.calls import Call, calls_of
@@ -25,7 +25,7 @@ def count_pairs(plan: Node, context: Context) -> Node:
     """``plan`` as it is. Raises Refusal with LLM_TOO_MANY_PAIRS."""
     if not context.max_pairs or context.explaining or plan.isStreaming():
         return plan
-    for node, join, columns, values, conditions in context.catalyst.questions("Pairs").judges(plan):
+    for node, join, columns, values, conditions in elements(context.catalyst.questions("Pairs").judges(plan)):
         for call in calls_of(node):
             # As statistics/sides.py asks for them, so that they are counted once.
             arguments = _at_join([*call.fields, call.prompt], columns, values, context)

@@ -36,7 +36,7 @@ import dataclasses
 import msgspec
 
 from spark_llm.call import RowPlan
-from spark_llm.optimizer.catalyst.bridge import Jvm, Node, items
+from spark_llm.optimizer.catalyst.bridge import Jvm, Node, elements, items
 from spark_llm.optimizer.catalyst.context import Context
 from spark_llm.optimizer.rules.calls import all_calls, calls_of, label_of, rebuilt, rewrite
 from spark_llm.optimizer.statistics.partitions import num_partitions
@@ -56,7 +56,7 @@ def limit_before_calls(plan: Node, context: Context) -> Node:
         for call in all_calls(plan, context.catalyst):
             context.notes.declined(_NAME, call.label, "the table's first partition has rows to spare for the LIMIT")
     changed, notes = questions.moved(plan, not stays)
-    for note in notes:
+    for note in elements(notes):
         what, prompt = str(note)[1:].split("\x1f", 1)
         label = label_of(prompt)
         if str(note).startswith("-"):

@@ -20,7 +20,7 @@ from __future__ import annotations
 import msgspec
 
 from spark_llm.call import CallSpec
-from spark_llm.optimizer.catalyst.bridge import Catalyst, Expression, Jvm, Node
+from spark_llm.optimizer.catalyst.bridge import Catalyst, Expression, Jvm, Node, elements
 from spark_llm.optimizer.catalyst.context import Context
 from spark_llm.optimizer.rules.calls import label_of
 
@@ -39,8 +39,8 @@ def with_masks(plan: Node | Expression, rule: str, context: Context) -> Jvm:
     # The first time tells which specs are needed, the second has them.
     found = masks.rewrite(plan, catalyst.jvm.java.util.HashMap())
     if not found[1].isEmpty():
-        found = masks.rewrite(plan, _masked(list(found[1]), catalyst))
-    for is_masked, prompt, why in found[2]:
+        found = masks.rewrite(plan, _masked(elements(found[1]), catalyst))
+    for is_masked, prompt, why in elements(found[2]):
         label = label_of(str(prompt))
         if is_masked:
             context.notes.fired(rule, label, f"asked only where {why}")

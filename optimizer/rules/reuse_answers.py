@@ -32,10 +32,8 @@ first: the filter goes above the exchange.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from spark_llm.call import CallSpec
-from spark_llm.optimizer.catalyst.bridge import Jvm, Node
+from spark_llm.optimizer.catalyst.bridge import Jvm, Node, elements
 from spark_llm.optimizer.catalyst.context import Context
 from spark_llm.optimizer.rules.calls import label_of
 
@@ -75,8 +73,8 @@ def _repeated(plan: Node, context: Context) -> dict[str, str]:
     return {text: key for text, key in keys.items() if key}
 
 
-def _noted(plan: Node, changed: Node, prompts: Iterable[Jvm], why: str, context: Context) -> Node:
-    labels = [label_of(str(prompt)) for prompt in prompts]
+def _noted(plan: Node, changed: Node, prompts: Jvm, why: str, context: Context) -> Node:
+    labels = [label_of(str(prompt)) for prompt in elements(prompts)]
     for label in labels:
         context.notes.fired(_NAME, label, why)
     return changed if labels else plan

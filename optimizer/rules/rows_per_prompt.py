@@ -19,7 +19,7 @@ from __future__ import annotations
 import msgspec
 
 from spark_llm.call import CallSpec, PromptPlan
-from spark_llm.optimizer.catalyst.bridge import Expression, Node, items
+from spark_llm.optimizer.catalyst.bridge import Expression, Node, elements, items
 from spark_llm.optimizer.catalyst.context import Context
 from spark_llm.optimizer.rules.calls import Call, calls_of, change_specs, no_function
 
@@ -31,7 +31,7 @@ def rows_per_prompt(plan: Node, context: Context) -> Node:
     if context.rows_per_prompt < 2 or plan.isStreaming():
         return plan
     decided: list[tuple[Call, PromptPlan]] = []
-    for node, join, columns, values, _ in context.catalyst.questions("Pairs").judges(plan):
+    for node, join, columns, values, _ in elements(context.catalyst.questions("Pairs").judges(plan)):
         for call in calls_of(node):
             layout = _layout(call, join, columns, values, context)
             if layout is not None:
