@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -42,6 +43,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
         .config("spark.ui.enabled", "false")
         .config("spark.sql.shuffle.partitions", "2")
         .config("spark.driver.memory", "1g")
+        .config("spark.driver.extraJavaOptions", "-Xms768m")  # else it collects all garbage again and again to grow
         .config("spark.sql.warehouse.dir", str(scratch / "warehouse"))
         .config("spark.local.dir", str(scratch / "local"))
         .config("spark.sql.session.timeZone", "UTC")
@@ -74,11 +76,24 @@ def fake_echo_udf(calls: int) -> Any:
     return pandas_function(fake_echo, calls)
 
 
+@contextlib.contextmanager
+def _echoing(spark: SparkSession) -> Iterator[SparkSession]:
+    with Registry.of(spark).using(spark, lambda tables, calls=0: fake_echo_udf(calls)):
+        yield spark_llm.enable(spark.newSession())
+
+
 @pytest.fixture
 def echo(spark: SparkSession) -> Iterator[SparkSession]:
     """A fresh session with llm() enabled over the echoing fake."""
-    with Registry.of(spark).using(spark, lambda tables, calls=0: fake_echo_udf(calls)):
-        yield spark_llm.enable(spark.newSession())
+    with _echoing(spark) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def shared_echo(spark: SparkSession) -> Iterator[SparkSession]:
+    """As ``echo``, but one session for a module; its tests put their settings back (``settings_of_a_test``)."""
+    with _echoing(spark) as found:
+        yield found
 
 
 @pytest.fixture

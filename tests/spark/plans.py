@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
@@ -91,15 +92,27 @@ def apply(spark: SparkSession, plan: Node, rules: Sequence[Rule] = RULES) -> Nod
 
 def assert_idempotent(df: DataFrame) -> None:
     """Each rule leaves the plan that all of them made as it is."""
-    plan = optimized(df)
+    plan, given = optimized(df), context(df.sparkSession)
     for rule in RULES:
-        again = rule.apply(plan, context(df.sparkSession))
+        again = rule.apply(plan, given)
         assert again.fastEquals(plan), f"{rule.name} changes its own plan:\n{plan.toString()}\nto\n{again.toString()}"
 
 
 def spark_jobs(spark: SparkSession) -> int:
     """How many jobs the application has run, for whomever."""
     return int(spark.sparkContext._jsc.sc().dagScheduler().numTotalJobs())
+
+
+@contextlib.contextmanager
+def settings_of_a_test(spark: SparkSession) -> Iterator[None]:
+    """What is set in the session goes back afterwards to what it was, where tests share the session."""
+    before = dict(spark.conf.getAll)
+    yield
+    for key, value in dict(spark.conf.getAll).items():
+        if key not in before:
+            spark.conf.unset(key)
+        elif value != before[key]:
+            spark.conf.set(key, before[key])
 
 
 def settings(spark: SparkSession, **values: Any) -> None:

@@ -8,26 +8,34 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from plans import assert_idempotent, exchanges, golden, rows, settings, sorts, text
+from plans import assert_idempotent, exchanges, golden, rows, settings, settings_of_a_test, sorts, text
 from pyspark.sql import SparkSession
 
 from spark_llm.functions import registry
 from spark_llm.optimizer.catalyst import runner
 
-pytestmark = [pytest.mark.spark, pytest.mark.slow]
+pytestmark = pytest.mark.spark
+
+
+@pytest.fixture(scope="module")
+def session(shared_echo: SparkSession) -> SparkSession:
+    """The echo session with a table t(id, info, n) of which the optimizer knows nothing."""
+    spark = shared_echo
+    table = spark.range(40, numPartitions=2).selectExpr("id", "string(id % 4) AS info", "CAST(id % 3 AS INT) AS n")
+    spark.createDataFrame(table.rdd, table.schema).createOrReplaceTempView("t")
+    return spark
 
 
 @pytest.fixture
-def t(echo: SparkSession) -> SparkSession:
-    """The echo session with a table t(id, info, n) of which the optimizer knows nothing."""
-    table = echo.range(40, numPartitions=2).selectExpr("id", "string(id % 4) AS info", "CAST(id % 3 AS INT) AS n")
-    echo.createDataFrame(table.rdd, table.schema).createOrReplaceTempView("t")
-    return echo
+def t(session: SparkSession) -> Iterator[SparkSession]:
+    with settings_of_a_test(session):
+        yield session
 
 
 def test_rows_are_placed_by_the_first_key_and_sorted_by_all(t: SparkSession) -> None:
