@@ -110,9 +110,10 @@ public final class Aggregates {
 
   private Expression zero() { return Literal.create(Long.valueOf(0L), DataTypes.LongType); }
 
-  /** "TRY" where the function answers overflow with NULL (try_sum), else another name. */
-  public String mode(AggregateExpression function) {
+  /** Does the function answer overflow with NULL (try_sum)? Its second element says so, the mode or what holds it: Spark
+   * versions differ in that. */
+  public boolean isTry(AggregateExpression function) {
     Object sum = function.aggregateFunction();
-    return sum instanceof Sum ? ((Sum) sum).evalContext().evalMode().toString() : "";
+    return sum instanceof Sum && ((Sum) sum).productElement(1).toString().contains("TRY");
   }
 }

@@ -95,7 +95,7 @@ def _in_two_steps(function: Expression, inline: Inline, answers: set[int], found
         values = [argument for argument in arguments if not _is_known(argument)]
         weight = ours.countIf(catalyst.seq(values), found.count()) if values else found.count()
         return ours.orZero(ours.sum(weight, condition))
-    if name == "Sum" and types[0] in _WHOLE and str(ours.mode(function)) != "TRY":
+    if name == "Sum" and types[0] in _WHOLE and not ours.isTry(function):
         return ours.sum(ours.times(arguments[0], found.count()), condition)
     if name == "Average" and types[0] in _AVERAGED and is_early:
         total = found.make(ours.sum(below[0], condition_below))

@@ -1,6 +1,7 @@
 """``ai_embed`` and ``ai_similarity``: the vectors that an encoder makes of texts, and how alike two texts are by them.
 
-A text that is a constant is embedded once for a query, in a scalar subquery, and not handed to Python with every row.
+A text that is a constant is embedded once for a query, in a scalar subquery, and does not go through Python with the
+rows.
 """
 
 from __future__ import annotations
@@ -27,11 +28,15 @@ def _embed(bound: Bound) -> Expression:
 def _similarity(bound: Bound) -> Expression:
     if bound.options.get("failOnError") is False:
         raise bound.wrong("its answer is of two calls: failOnError can only be true")
-    return _cosine(_embedding(bound, "expr1"), _embedding(bound, "expr2"), bound.builder.catalyst)
+    catalyst = bound.builder.catalyst
+    one, other = (_embedding(bound, name, in_subquery=_has_cosine()) for name in ("expr1", "expr2"))
+    if "Literal" in (one.nodeName(), other.nodeName()):  # NULL, and nothing need be asked about the other
+        return catalyst.expressions.Literal.create(None, catalyst.types.FloatType)
+    return _cosine(one, other, catalyst)
 
 
-def _embedding(bound: Bound, name: str) -> Expression:
-    """The column of the call about an argument."""
+def _embedding(bound: Bound, name: str, in_subquery: bool = True) -> Expression:
+    """The column of the call about an argument. in_subquery: a constant's may stand in a subquery."""
     builder, text = bound.builder, bound.given[name]
     if not fields.is_string(text) and not fields.is_null(text):
         raise bound.wrong(f"{name} must be a STRING, but {text.sql()} is {text.dataType().sql()}")
@@ -41,7 +46,7 @@ def _embedding(bound: Bound, name: str) -> Expression:
     column = builder.call(bound.session, builder.text(value), (), bound.options, answer=_VECTOR)
     if value is None:
         return builder.catalyst.expressions.Literal.create(None, column.dataType())
-    return _once(column, builder.catalyst)
+    return _once(column, builder.catalyst) if in_subquery else column
 
 
 def _once(column: Expression, catalyst: Catalyst) -> Expression:
@@ -64,12 +69,22 @@ def _cosine(one: Expression, other: Expression, catalyst: Catalyst) -> Expressio
 
     classic = catalyst.jvm.org.apache.spark.sql.classic
     a, b = (ClassicColumn(classic.ExpressionUtils.column(each)) for each in (one, other))
-    found = F.vector_cosine_similarity(a, b) if hasattr(F, "vector_cosine_similarity") else cosine_of_arrays(a, b)
+    found = F.vector_cosine_similarity(a, b) if _has_cosine() else cosine_of_arrays(a, b)
     return module(classic, "ColumnNodeToExpressionConverter").apply(found._jc.node())
 
 
+def _has_cosine() -> bool:
+    from pyspark.sql import functions as F
+
+    return hasattr(F, "vector_cosine_similarity")
+
+
 def cosine_of_arrays(one: Column, other: Column) -> Column:
-    """``vector_cosine_similarity`` for Spark before 4.2, which has none: one pass over both arrays."""
+    """``vector_cosine_similarity`` for Spark before 4.2, which has none: one pass over both arrays.
+
+    It is made of higher-order functions, in which Spark allows no subqueries: there a constant's vector goes through
+    Python with the rows, asked once all the same, as equal texts are.
+    """
     from pyspark.sql import functions as F
 
     zero = F.lit(0.0)
