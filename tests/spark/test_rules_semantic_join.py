@@ -17,7 +17,7 @@ import pytest
 from fake_counting import FakeModel
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from plans import assert_idempotent, optimized, spark_jobs, specs, text
+from plans import assert_idempotent, optimized, settings_of_a_test, spark_jobs, specs, text
 from pyspark import cloudpickle
 from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
@@ -30,7 +30,7 @@ from spark_llm.functions.registry import Registry
 from spark_llm.optimizer import rules
 from spark_llm.udf import pandas_function
 
-pytestmark = [pytest.mark.spark, pytest.mark.slow]
+pytestmark = pytest.mark.spark
 
 cloudpickle.register_pickle_by_value(__import__(__name__))
 
@@ -82,20 +82,30 @@ class Thirds:
         return Counter(map(tuple, self.spark.sql(query).collect()))
 
 
+@pytest.fixture(scope="module")
+def session_of_thirds(spark: SparkSession) -> SparkSession:
+    """One for all tests, so that what their joins have in common is counted once."""
+    session = spark_llm.enable(spark.newSession())
+    for key in config.entries():
+        if key.startswith("spark.llm.optimizer.") and key.endswith(".enabled") and key.count(".") == 4:
+            session.conf.set(key, key.split(".")[3] in ("semanticJoin", "maskConditionalCalls", "statistics"))
+    session.conf.set("spark.llm.optimizer.statistics.timeout", "300s")
+    view(session, "all_l", L, LEFT)
+    view(session, "all_r", R, RIGHT)
+    return session
+
+
 @pytest.fixture
-def thirds(spark: SparkSession, tmp_path: Path) -> Iterator[Thirds]:
+def thirds(session_of_thirds: SparkSession, tmp_path: Path) -> Iterator[Thirds]:
+    session = session_of_thirds
     make = functools.cache(functools.partial(fake_thirds_udf, str(tmp_path)))
-    with Registry.of(spark).using(spark, lambda tables, calls=0: make(calls)):
-        session = spark_llm.enable(spark.newSession())
-        for key in config.entries():
-            if key.startswith("spark.llm.optimizer.") and key.endswith(".enabled") and key.count(".") == 4:
-                session.conf.set(key, key.split(".")[3] in ("semanticJoin", "maskConditionalCalls", "statistics"))
-        session.conf.set("spark.llm.optimizer.statistics.timeout", "300s")
-        view(session, "l", "k INT, a INT, u STRING NOT NULL", LEFT)
-        view(session, "r", "j INT, b INT, v STRING NOT NULL", RIGHT)
+    with Registry.of(session).using(session, lambda tables, calls=0: make(calls)), settings_of_a_test(session):
+        for name in ("l", "r"):
+            session.table(f"all_{name}").createOrReplaceTempView(name)
         yield Thirds(session, tmp_path)
 
 
+L, R = "k INT, a INT, u STRING NOT NULL", "j INT, b INT, v STRING NOT NULL"
 # Equal rows on both sides, keys and values that are NULL, keys without a partner.
 LEFT = [(1, 1, "x"), (1, 1, "x"), (2, 2, "y"), (3, 2, "y"), (None, 4, "z"), (4, None, "z"), (2, 1, "y")]
 RIGHT = [(1, 2, "m"), (1, 2, "m"), (1, 5, "m"), (2, 1, "n"), (2, 2, "n"), (None, 2, "o"), (9, 1, "o"), (4, 2, "o")]
@@ -107,6 +117,9 @@ def view(session: SparkSession, name: str, schema: str, rows: list[tuple[Any, ..
 
 CALL, PLAIN = "llm('Is it?', a, b) = 'yes'", "coalesce((a + b) % 3 = 0, false)"
 JOINS = ("INNER", "LEFT", "RIGHT", "FULL", "LEFT SEMI", "LEFT ANTI")
+SOME_JOINS = [  # each time; all of them by make test-all
+    kind if kind in ("INNER", "LEFT", "LEFT ANTI") else pytest.param(kind, marks=pytest.mark.slow) for kind in JOINS
+]
 KINDS = {
     **{kind: f"SELECT * FROM l {kind} JOIN r ON {{}}" for kind in JOINS},
     "EXISTS": "SELECT * FROM l WHERE EXISTS (SELECT 1 FROM r WHERE {})",
@@ -128,7 +141,7 @@ def test_a_join_is_what_it_is_with_an_ordinary_condition(thirds: Thirds, kind: s
         assert thirds.bag(query.format(cheap + CALL)) == thirds.bag(query.format(cheap + PLAIN)), cheap
     if kind not in KEEPING:
         return
-    for name, schema in (("l", "k INT, a INT, u STRING NOT NULL"), ("r", "j INT, b INT, v STRING NOT NULL")):
+    for name, schema in (("l", L), ("r", R)):
         table = thirds.spark.table(name)
         view(thirds.spark, name, schema, [])
         assert thirds.bag(KINDS[kind].format(CALL)) == thirds.bag(KINDS[kind].format(PLAIN)), f"{name} is empty"
@@ -149,8 +162,8 @@ def test_random_tables(thirds: Thirds) -> None:
     )
     @given(tables, tables, st.sampled_from(["k = j AND ", "", "a > b OR "]), st.sampled_from(["{}", "(v = 'x' OR {})"]))
     def check(left: list[Any], right: list[Any], cheap: str, form: str) -> None:
-        view(thirds.spark, "l", "k INT, a INT, u STRING NOT NULL", left)
-        view(thirds.spark, "r", "j INT, b INT, v STRING NOT NULL", right)
+        view(thirds.spark, "l", L, left)
+        view(thirds.spark, "r", R, right)
         for kind in JOINS:
             query = KINDS[kind]
             found, expected = (thirds.bag(query.format(cheap + form.format(each))) for each in (CALL, PLAIN))
@@ -159,7 +172,7 @@ def test_random_tables(thirds: Thirds) -> None:
     check()
 
 
-@pytest.mark.parametrize("kind", JOINS)
+@pytest.mark.parametrize("kind", SOME_JOINS)
 def test_only_pairs_that_cheap_conditions_leave_are_asked(thirds: Thirds, kind: str) -> None:
     pairs = thirds.bag("SELECT a, b FROM l JOIN r ON k = j AND v < 'o'")
     thirds.asked()
@@ -375,7 +388,7 @@ def test_the_plan_with_pairs_is_final(unordered_model: FakeModel) -> None:
 CROSS = f"SELECT * FROM l JOIN r ON {CALL}"
 
 
-@pytest.mark.parametrize("kind", JOINS)
+@pytest.mark.parametrize("kind", SOME_JOINS)
 def test_too_many_pairs_are_refused_before_the_first_call(thirds: Thirds, kind: str) -> None:
     pairs = len(LEFT) * len(RIGHT)
     query = f"SELECT * FROM l {kind} JOIN r ON {CALL}"
@@ -401,6 +414,7 @@ def test_pairs_that_cheap_conditions_drop_do_not_count(thirds: Thirds) -> None:
 
 
 def test_pairs_are_counted_once_and_never_for_explain(thirds: Thirds) -> None:
+    view(thirds.spark, "l", L, LEFT)  # of which nobody has counted the pairs before
     thirds.spark.conf.set("spark.llm.join.maxPairs", 3)
     before = spark_jobs(thirds.spark)
     assert "ArrowEvalPython" in thirds.spark.sql(f"EXPLAIN EXTENDED {CROSS}").collect()[0][0]
