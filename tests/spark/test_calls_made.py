@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from call_count_engine import FakeCountingEngine, fake_counting_engine, fake_sums
 from call_count_shapes import ROWS, SHAPES, A, Shape, make_tables
 
-pytestmark = [pytest.mark.spark, pytest.mark.slow]
+pytestmark = pytest.mark.spark
 
 
 @pytest.fixture(scope="module")

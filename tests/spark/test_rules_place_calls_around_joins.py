@@ -11,7 +11,7 @@ from spark_llm.optimizer.catalyst.notes import Note
 from spark_llm.optimizer.rules.place_calls_around_joins import place_calls_around_joins
 from spark_llm.report import last_report, reports
 
-pytestmark = [pytest.mark.spark, pytest.mark.slow]
+pytestmark = pytest.mark.spark
 
 RULE = "placeCallsAroundJoins"
 OTHERS = (
