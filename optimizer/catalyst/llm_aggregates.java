@@ -142,7 +142,7 @@ public final class LlmAggregates {
    * text is as long as two numbers. */
   public double sourceBytes(LogicalPlan plan) {
     if (plan.children().isEmpty()) return plan.stats().sizeInBytes().doubleValue();
-    if (KEEPING.indexOf(" " + plan.nodeName() + " ") < 0) return Double.POSITIVE_INFINITY;
+    if (KEEPING.indexOf(" " + plan.nodeName() + " ") < 0 || asksPython(plan)) return Double.POSITIVE_INFINITY;
     Iterator children = plan.children().iterator();
     double bytes = sourceBytes((LogicalPlan) children.next());
     while (children.hasNext()) {
@@ -150,6 +150,15 @@ public final class LlmAggregates {
       bytes = !(plan instanceof Join) ? bytes + more : isOfLeft((Join) plan) ? bytes : bytes * Math.max(1, more);
     }
     return bytes;
+  }
+
+  /** Are there Python functions in the node's own expressions, which a text may come from? */
+  private static boolean asksPython(LogicalPlan plan) {
+    Iterator expressions = plan.expressions().iterator();
+    while (expressions.hasNext()) {
+      if (((Expression) expressions.next()).containsPattern(TreePattern.PYTHON_UDF())) return true;
+    }
+    return false;
   }
 
   private static boolean isOfLeft(Join join) {

@@ -135,11 +135,20 @@ def test_calls_are_those_of_the_levels_in_any_order_of_rows(small: FakeModel) ->
         ("VALUES ('a')", 1),
         ("(SELECT id AS col1 FROM range(500))", 3),  # at most 8 KiB each: 1,000 chunks of 4 KiB; 15 answers a prompt
         ("(SELECT explode(sequence(1, 1000000)) AS col1)", 6),  # nobody knows: 4 GiB
+        ("(SELECT id AS col1 FROM numbers)", 2),  # a table of a few bytes
+        ("(SELECT llm('Tell a story', id) AS col1 FROM numbers)", 7),  # nobody knows, and the call that makes the text
         ("(SELECT id AS col1 FROM range(1000000) LIMIT 5)", 1),
     ],
 )
-def test_levels_are_planned_for_the_most_that_there_can_be(small: FakeModel, source: str, levels: int) -> None:
-    frame = small.spark.newSession().sql(f"SELECT ai_agg(string(col1), 'What?') FROM {source}")
+def test_levels_are_planned_for_the_most_that_there_can_be(
+    small: FakeModel, source: str, levels: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    spark = small.spark.newSession()
+    if "numbers" in source:
+        folder = str(tmp_path_factory.mktemp("numbers"))
+        spark.range(3).write.parquet(folder, mode="overwrite")
+        spark.read.parquet(folder).createOrReplaceTempView("numbers")
+    frame = spark.sql(f"SELECT ai_agg(string(col1), 'What?') FROM {source}")
     plan = str(frame._jdf.queryExecution().optimizedPlan())
     assert plan.count("ArrowEvalPython") == 1 + levels
 
