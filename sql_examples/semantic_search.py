@@ -17,7 +17,7 @@ FROM reviews WHERE quote IS NOT NULL ORDER BY near DESC LIMIT 5
 ALIKE = """
 SELECT a.title AS film, b.title AS like_it, round(ai_similarity(a.plot, b.plot, truncate => 'longest'), 2) AS near
 FROM movies AS a JOIN movies AS b ON a.title < b.title
-WHERE ai_similarity(a.plot, b.plot, truncate => 'longest') > 0.6
+WHERE ai_similarity(a.plot, b.plot, truncate => 'longest') > 0.45
 ORDER BY near DESC LIMIT 5
 """
 
