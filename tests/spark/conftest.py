@@ -55,6 +55,20 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     session.stop()
 
 
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model of two small layers with random weights: its engines start in seconds and answer nonsense."""
+    folder: Path = tmp_path_factory.mktemp("random")
+    config = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 49152,
+        "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2,
+        "tie_word_embeddings": True, "hidden_act": "silu",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return f"dummy:{folder}"
+
+
 @functools.cache
 def fake_echo_udf(calls: int) -> Any:
     """Stands in for the real UDF, of one call or of a group: answers each row with its own arguments as a JSON array

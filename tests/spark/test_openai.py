@@ -21,12 +21,6 @@ pytestmark = [pytest.mark.spark, pytest.mark.model]
 KEY = "key-that-nobody-may-see-0001"
 ASK = "llm('What is this? {}', thing, max_tokens => 6)"
 THINGS = ("a pear", "a drum", "tin", "the sea")
-CONFIG = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 64,
-    "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 49152,
-    "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2,
-    "tie_word_embeddings": True, "hidden_act": "silu",
-}  # fmt: skip
 
 
 class Server:
@@ -51,11 +45,10 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder: Path = tmp_path_factory.mktemp("random")
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    (folder / "key").write_text(KEY)
-    return f"dummy:{folder}"
+def model(random_model: str) -> str:
+    """The model that the server has; its folder holds the server's key, too."""
+    (Path(random_model.removeprefix("dummy:")) / "key").write_text(KEY)
+    return random_model
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +96,6 @@ def test_answers_are_those_of_the_built_in_engine(session: SparkSession, server:
     assert local.prompt_tokens == report.prompt_tokens
 
 
-@pytest.mark.slow
 def test_typed_answers_are_kept_to_their_types_by_the_server(session: SparkSession) -> None:
     session.conf.set("spark.llm.maxOutputLength", "40")
     query = "SELECT id, llm('Is it hard?', thing, returns => 'BOOLEAN') AS hard FROM things WHERE id < 4"
@@ -131,7 +123,6 @@ def test_the_key_is_in_no_setting_and_no_log(
     assert KEY not in log
 
 
-@pytest.mark.slow
 def test_a_wrong_key_ends_the_query(session: SparkSession, tmp_path: Path) -> None:
     (tmp_path / "wrong").write_text("key-that-nobody-knows-0002")
     session.conf.set("spark.llm.backend.keyFile", str(tmp_path / "wrong"))
@@ -142,7 +133,6 @@ def test_a_wrong_key_ends_the_query(session: SparkSession, tmp_path: Path) -> No
         answers(session)
 
 
-@pytest.mark.slow
 def test_rows_of_a_server_that_dies_are_nulls_or_the_querys_error(session: SparkSession, model: str) -> None:
     own = Server(model, Path(model.removeprefix("dummy:")) / "key")
     try:
