@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.spark, pytest.mark.model, pytest.mark.slow]
+pytestmark = [pytest.mark.spark, pytest.mark.model]
 
 QUERY = """-- Filter: a small one
 -- data: movies

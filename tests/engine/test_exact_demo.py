@@ -14,7 +14,6 @@ from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.loading import load_engine
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]  # a busy machine takes minutes
-SLOW = pytest.mark.slow  # the small models of test_exact_tiny.py are run these ways each time
 
 TASKS = (
     "Is the sentence positive, negative or neutral? Answer with one word.",
@@ -52,8 +51,8 @@ def expected(demo_model: Any, reviews: list[list[int]]) -> Any:
     "settings",
     [
         {},
-        pytest.param({"page_size": 16, "batch": 65, "pages": 40, "preempt_every": 7, "cascade": False}, marks=SLOW),
-        pytest.param({"reuse": False, "page_size": 4, "batch": 700, "running": 20}, marks=SLOW),
+        {"page_size": 16, "batch": 65, "pages": 40, "preempt_every": 7, "cascade": False},
+        {"reuse": False, "page_size": 4, "batch": 700, "running": 20},
     ],
     ids=["as it comes", "little room, chunks, preempted, no cascade", "no reuse"],
 )
