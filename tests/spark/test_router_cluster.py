@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.spark, pytest.mark.timeout(600)]
 
 _DRIVER = """
 import json, os, sys
@@ -23,7 +23,7 @@ from spark_llm import report
 
 model, events = sys.argv[1:]
 options = {"model": model, "engine_kv_cache_memory": "64m", "engine_threads": 1, "cache_enabled": False}
-options["optimizer_statistics_enabled"] = False
+options |= {"optimizer_statistics_enabled": False, "engine_dtype": "float32"}
 conf = {"spark.ui.enabled": "false", "spark.executor.memory": "512m"}
 conf |= {"spark.eventLog.enabled": "true", "spark.eventLog.dir": events, "spark.eventLog.compress": "false"}
 spark = spark_llm.session(master="local-cluster[2,1,1024]", conf=conf, **options)
@@ -33,7 +33,7 @@ counters = report.install(spark)
 
 def query():
     rows = spark.range(0, 48, 1, 4).selectExpr("id", "llm('Say it.', concat('group ', id div 6, repeat(' x', 30)), "
-        "concat('row ', id), max_tokens => 3) AS a")
+        "concat('row ', id), temperature => 1.0, seed => 7, max_tokens => 3) AS a")  # drawn: else all are the same
     return {row.id: row.a for row in rows.collect()}
 
 told = {"local": query(), "listens": counters.coordination.server is not None}
@@ -54,14 +54,14 @@ print(json.dumps(told), flush=True)
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def told(random_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """What a driver with two executors saw."""
     folder: Path = tmp_path_factory.mktemp("router")
     tmp = tempfile.mkdtemp()  # pytest's own folders have names too long for sockets
     environment = os.environ | {"TMPDIR": tmp, "PYSPARK_PYTHON": sys.executable}
     environment.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     (folder / "events").mkdir()
-    command = [sys.executable, "-c", _DRIVER, "default", str(folder / "events")]
+    command = [sys.executable, "-c", _DRIVER, random_model, str(folder / "events")]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=500, check=False)
     assert done.returncode == 0
     found = json.loads(done.stdout.splitlines()[-1])
@@ -75,6 +75,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
 
 def test_answers_are_those_of_each_executors_own_engine(told: dict[str, Any]) -> None:
     assert len(told["local"]) == 48
+    assert len(set(told["local"].values())) > 24, "which row an answer belongs to can be seen"
     assert not told["listens"], "with router=local the driver does not listen"
     assert told["d2lpm"] == told["local"]
     assert told["counts"] == [48, 48, 0]
