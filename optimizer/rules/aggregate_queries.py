@@ -15,6 +15,7 @@ _LETTER = 4  # bytes of a character, at most: a text is cut by characters
 _AROUND = 32  # bytes that a line may have around its text
 _LEAST_CHUNKS = 64
 _TASK_SHARE = 4  # partitions of the first level for each task slot, so that a lost task loses little
+_TASK_CHUNKS = 2500  # of a partition, about, in large groups: Arrow sends up to 10,000 rows at a time, copied twice
 
 
 def most_chunks(spec: AggregateSpec, rows: int | None, table_bytes: float) -> int:
@@ -46,6 +47,7 @@ def reduced(spec: AggregateSpec, keys: Sequence[str], is_distinct: bool, chunks:
         size=size * spec.fan_in**levels,
         key="spark.llm.aggregate.chunkLength",
     )
+    partitions = max(_TASK_SHARE * slots, chunks // (_PACKED * _TASK_CHUNKS))
     group = "".join(f"{key}, " for key in keys)
     by = f"PARTITION BY {', '.join(keys)} " if keys else ""
     line = (
@@ -64,7 +66,7 @@ def reduced(spec: AggregateSpec, keys: Sequence[str], is_distinct: bool, chunks:
         f"AS _chunk FROM ({query})"
     )
     query = (
-        f"SELECT {_spread(keys, min(chunks, _TASK_SHARE * slots))}{group}_chunk, "
+        f"SELECT {_spread(keys, min(chunks, partitions))}{group}_chunk, "
         f"sort_array(collect_list(_line)) AS _texts FROM ({query}) GROUP BY {group}_chunk"
     )
     call = _call(spec, spec.prompt, "texts => if(size(_texts) = 0, NULL, _texts)")

@@ -35,6 +35,11 @@ def test_levels_are_those_that_so_many_chunks_need(chunks: int, levels: int) -> 
     assert f"_chunk < {4**levels}" in query
 
 
+@pytest.mark.parametrize(("chunks", "partitions"), [(3, 3), (100, 8), (40_000, 8), (1 << 20, 26)])
+def test_chunks_go_to_more_tasks_in_large_groups(chunks: int, partitions: int) -> None:
+    assert f"REPARTITION({partitions}, k, _chunk)" in reduced(SPEC, ["k"], False, chunks, 2)
+
+
 def test_options_and_keys() -> None:
     query = reduced(SPEC, [], True, 4, 2)
     assert "stop => array('a', '\\''), top_p => 0.5D" in query
