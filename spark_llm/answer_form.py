@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from spark_llm.call import AnswerForm, Detail
-from spark_llm.vectors import vector
+from spark_llm.vectors import numbers
 
 USAGE_COLUMNS = ("prompt_tokens", "cached_tokens", "output_tokens")
 """Where the engine's answers tell a row's Usage."""
@@ -44,7 +44,7 @@ def why_not(form: AnswerForm, text: str, choices: Sequence[str] = ()) -> str | N
         return None if text in (form.choices or choices) else f"{text[:_SHOWN]!r} is none of the choices"
     if form.kind == "embedding":
         try:
-            vector(text)
+            numbers(text)
         except msgspec.MsgspecError as error:
             return f"{text[:_SHOWN]!r} is no array of numbers ({error})"
     elif form.is_json:

@@ -37,7 +37,7 @@ class CallExplanation:
     prompt: shortened. placement: which rows it is asked for, and what is done with its answers. estimate: what it is
     expected to cost; source: where that comes from. notes: of the rules that fired, and of those that looked at it and
     did not; idle: the other rules. actual: what its prompt came to, in ``analyze``; None where another call of the
-    query with the same prompt has it, or nothing was counted.
+    query with the same prompt has it, or nothing was counted. embeds: an encoder answers it.
     """
 
     prompt: str
@@ -47,6 +47,7 @@ class CallExplanation:
     notes: Sequence[RuleNote] = ()
     idle: Sequence[str] = ()
     actual: Report | None = None
+    embeds: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,7 @@ def described(
             source=estimate.source,
             notes=notes,
             idle=idle,
+            embeds=call.spec.task == "embed",
         )
         found.append((explained, call.prompt_text[:PROMPT_CHARACTERS] or varying_label(call.spec)))
     return found, about_query
@@ -110,7 +111,7 @@ def _placement(estimate: CallEstimate, above: Sequence[Node], catalyst: Catalyst
     call = estimate.call
     words = [f"asked for the rows of {_rows(call.node.child(), catalyst)}"]
     if call.spec.task == "embed" and call.has_constant_prompt:
-        words = ["asked once for the query, in a subquery"]
+        words = ["asked once for the query"]
     if call.mask is not None:
         words.append("where its mask holds")
     if call.group is not None:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from spark_llm.optimizer.cost import CallCost, Number
+from spark_llm.optimizer.cost import EMBEDDED_TOKENS_PER_SECOND, CallCost, Number
 
 if TYPE_CHECKING:
     from spark_llm.explaining import CallExplanation, Explanation, RuleNote
@@ -30,6 +30,8 @@ def layout(found: Explanation) -> str:
     engines = f"{speed.engines} engines at" if speed.engines > 1 else "an engine of"
     how = "measured" if speed.is_measured else "a guess, none was measured"
     lines = [f"{count} of llm(), by {engines} {speed.tokens_per_second:,.0f} tokens a second ({how})"]
+    if any(call.embeds for call in found.calls):
+        lines.append(f"embeddings by encoders of {EMBEDDED_TOKENS_PER_SECOND:,.0f} tokens a second each (a guess)")
     for number, call in enumerate(found.calls, 1):
         lines += ["", *_call(number, call, found.report is not None)]
     if len(found.calls) > 1:

@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 VECTOR_DDL = "ARRAY<FLOAT>"
@@ -19,16 +18,16 @@ VECTOR_DDL = "ARRAY<FLOAT>"
 _DECODER = msgspec.json.Decoder(list[float])  # many times faster than Python's own on hundreds of numbers
 
 
-def vector(text: str) -> npt.NDArray[np.float32]:
-    """float32 [width] of a JSON array. msgspec.MsgspecError where the text is none of finite numbers."""
-    return np.array(_DECODER.decode(text), np.float32)
+def numbers(text: str) -> list[float]:
+    """The numbers of a JSON array. msgspec.MsgspecError where the text is none of finite numbers."""
+    return _DECODER.decode(text)
 
 
 def vectors(texts: Sequence[str | None]) -> pd.Series:
-    """The vectors of JSON arrays, None for None."""
+    """The vectors of JSON arrays, float32 [width] each; None for None."""
     found = np.empty(len(texts), np.object_)
     for row, text in enumerate(texts):  # one by one: an assignment of all would be one of a matrix
-        found[row] = None if text is None else vector(text)
+        found[row] = None if text is None else np.array(numbers(text), np.float32)
     return pd.Series(found)
 
 

@@ -271,7 +271,12 @@ def test_explained(encoder: FakeModel) -> None:
     query = encoder.spark.sql("SELECT ai_similarity(t, 'bad') AS s FROM t")
     calls = spark_llm.explain(query, mode="plan").calls
     assert all(call.estimate.output_tokens.value == 0 for call in calls)
-    assert "share no prefix" in str(spark_llm.explain(query, mode="plan"))
+    placed = {call.prompt: call.placement for call in calls}
+    assert set(placed) == {"bad", "(a text to embed for each row)"}
+    assert placed["bad"].startswith("asked once for the query")
+    shown = str(spark_llm.explain(query, mode="analyze"))
+    assert "embeddings by encoders of" in shown
+    assert "share no prefix" in shown
 
 
 def test_a_budget_counts_embeddings(encoder: FakeModel) -> None:
