@@ -38,6 +38,7 @@ class EngineStats:
     wasted_tokens (of answers that had ended or gone while the step was in flight). The other token counts are of
     rows that are done, recomputed_tokens with what failed steps computed.
     forced_tokens: of answers, that a constraint left no choice about, so that no step sampled them.
+    refused_tokens: sampled without a mask, and refused by a constraint; what they cost is in the other counts.
     forward_seconds: inside the model, on a GPU waiting for it; step_seconds: whole steps, forward pass included.
     """
 
@@ -55,6 +56,7 @@ class EngineStats:
     wasted_tokens: int = 0
     output_tokens: int = 0
     forced_tokens: int = 0
+    refused_tokens: int = 0
     rows_answered: int = 0
     preemptions: int = 0
     failed_steps: int = 0
@@ -87,6 +89,7 @@ class Engine:
             max_batch_tokens=batch,
             max_running_rows=spec.max_running_rows or _CPU_ROWS,
             late_rows=0 if spec.max_running_rows else _CPU_LATE_ROWS,
+            ahead=runner.depth > 1,
         )
         config = self.model_config
         # A sliding window is not implemented; rows that it holds as a whole do not need it.
@@ -168,6 +171,7 @@ class Engine:
         totals.waiting, totals.running = len(scheduler.waiting), scheduler.num_running
         totals.free_pages = scheduler.cache.available
         totals.preemptions, totals.forced_tokens = scheduler.preemptions, scheduler.forced_tokens
+        totals.refused_tokens = scheduler.refused_tokens
         computed = scheduler.charging.computed
         totals.prefill_tokens, totals.decode_tokens = computed.prefill, computed.decode
         totals.repeated_tokens, totals.wasted_tokens = computed.recomputed, computed.wasted

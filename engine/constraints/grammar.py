@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from spark_llm.engine.constraints.trust import Trust
 from spark_llm.errors import LlmError
 
 _LIMITS = LLParserLimits(verbose_errors=False)
@@ -24,6 +25,7 @@ class Grammar:
 
     def __init__(self, tokenizer: LLTokenizer, grammar: str, kind: str) -> None:
         self.kind = kind
+        self.trust = Trust()
         self._first = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
         if self._first.is_error():
             raise LlmError("LLM_INVALID_CONSTRAINT", kind=kind, reason=one_line(self._first.get_error()))
@@ -68,6 +70,12 @@ class GrammarMatcher:
         self.masker.consume_token(token)
         return _force(self.masker)
 
+    def offer(self, token: int) -> list[int] | None:
+        masker = self.masker
+        if masker.try_consume_tokens([token]):
+            return _force(masker)
+        return [] if masker.is_error() else None
+
 
 def one_line(message: str) -> str:
     """The part of llguidance's messages that a user can use: they show the place in lines of their own."""
@@ -76,6 +84,8 @@ def one_line(message: str) -> str:
 
 def _force(matcher: LLMatcher) -> list[int]:
     """Takes the tokens that the grammar leaves no choice about."""
+    if not matcher.compute_ff_bytes():  # the usual case; to make tokens of no bytes takes as long as all the rest
+        return []
     forced = matcher.compute_ff_tokens()
     if forced:
         matcher.consume_tokens(forced)

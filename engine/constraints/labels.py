@@ -37,6 +37,7 @@ class Labels:
     """
 
     kind = "choices"
+    trust = None  # lists of candidates cost next to nothing
 
     def __init__(self, choices: Sequence[str], tokens: Sequence[Sequence[int]], eos_ids: Sequence[int]) -> None:
         if not choices:
@@ -121,6 +122,9 @@ class LabelMatcher:
             self.error = f"the model gave token {token}, which none of them has here"
         else:
             self._node = node
+
+    def offer(self, token: int) -> list[int] | None:
+        raise NotImplementedError("a choice's tokens are always sampled among its candidates")
 
     def take(self, token: int, log_prob: float) -> list[int]:
         self.step(token)

@@ -14,6 +14,8 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
+    from spark_llm.engine.constraints.trust import Trust
+
 Ints = npt.NDArray[np.int32]
 KIND_NAMES = {
     "choices": "choices",
@@ -59,12 +61,15 @@ class Matcher(Protocol):
         log_prob: of the token among the candidates; NaN where there are none.
         """
 
+    def offer(self, token: int) -> list[int] | None:
+        """``take`` for a token that was sampled from all of the vocabulary; None: it is refused, nothing changes."""
+
 
 class CompiledConstraint(Protocol):
     """A constraint of one tokenizer; rows share it.
 
     kind: its name in messages. forced: tokens that every answer begins with. whole: they are the whole answer, which
-    needs no model.
+    needs no model. trust: whether rows may be sampled without masks; None: never.
     """
 
     @property
@@ -75,6 +80,9 @@ class CompiledConstraint(Protocol):
 
     @property
     def whole(self) -> bool: ...
+
+    @property
+    def trust(self) -> Trust | None: ...
 
     def start(self, output: Sequence[int]) -> Matcher:
         """A matcher that has taken ``output``, which begins with ``forced``."""

@@ -4,7 +4,7 @@ A token of a prompt costs 1, a token of an answer 2, as published for both DLPM 
 prompt that are computed for the first time; VTC the whole prompt, when its row is first admitted. What is computed
 again after a preemption or a failed step is not charged. A prefix that several rows share is paid by the row that
 computes it; where that row's step is rolled back, by the one that computes it then. Tokens of an answer that follow
-from a constraint are computed like those of a prompt, and cost as much.
+from a constraint are computed like those of a prompt, and cost as much. A token that a constraint refuses is returned.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spark_llm.engine.scheduling.accounts import Accounts
+from spark_llm.engine.scheduling.accounts import Accounts, Slots
 from spark_llm.engine.scheduling.lanes import Flags
 from spark_llm.engine.scheduling.plan import StepPlan
 from spark_llm.engine.scheduling.row import Row, RowState, Scheduled
@@ -78,6 +78,11 @@ class Charging:
         total.wasted += len(plan.decode) - decoded
         self.settled += OUTPUT_COST * emitted
 
+    def refuse(self, slots: Slots) -> None:
+        """Tokens that ``settle`` took for answers' are none: return them. slots: of their accounts, one for each."""
+        self.settled -= OUTPUT_COST * len(slots)
+        self._return(slots)
+
     def undo(self, plan: StepPlan) -> None:
         """The step is rolled back: return what it reserved."""
         if len(plan.accounts):
@@ -95,7 +100,9 @@ class Charging:
         self.settled += charge
 
     def _give_back(self, plan: StepPlan, which: Flags) -> None:
-        slots = plan.accounts[which]
+        self._return(plan.accounts[which])
+
+    def _return(self, slots: Slots) -> None:
         self.accounts.charge_each(slots, -OUTPUT_COST)
         for query in self.accounts.queries_of(slots):
             self.waiting.credited(query)

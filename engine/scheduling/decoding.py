@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from spark_llm.engine.cache.manager import CacheManager
-from spark_llm.engine.scheduling.lanes import Ints, Lanes, Wide
+from spark_llm.engine.scheduling.lanes import Flags, Ints, Lanes, Wide
+from spark_llm.engine.scheduling.plan import StepPlan
 from spark_llm.engine.scheduling.row import Row
 
 # Answer tokens a running row is expected to still need when a new one asks for pages. All of max_tokens
 # would leave most of the pool idle (answers end early); too few and rows are preempted.
 _LOOKAHEAD = 32
+
+# Rows that wait for their tokens, from which on they are worth two groups: half of them is still a step that the device
+# hardly computes faster.
+_MOST_TOGETHER = 256
 
 
 class DecodeReserve:
@@ -18,20 +25,35 @@ class DecodeReserve:
 
     A row whose pages are used up gets those of its next tokens, as many as it is expected to need, as long as pages are
     free; prefixes are evicted for the very next token only.
+
+    in_flight: the planned steps, where one may run while another is planned; else None.
     """
 
-    def __init__(self, cache: CacheManager, lanes: Lanes) -> None:
+    def __init__(self, cache: CacheManager, lanes: Lanes, in_flight: Sequence[StepPlan] | None = None) -> None:
         self.cache = cache
         self.lanes = lanes
+        self.in_flight = in_flight
 
     def candidates(self, budget: int) -> Ints:
         """Lanes whose row lacks a token, also if those in flight all come; the first ``budget`` of them."""
         lanes = self.lanes
         decoding = lanes.decoding
         unfinished = lanes.computed[decoding] + 1 < lanes.limit[decoding]
-        if lanes.num_constrained:  # what such a row may go on with is known only when its last token is
-            unfinished &= ~lanes.constrained[decoding] | (lanes.computed[decoding] < lanes.known[decoding])
+        if lanes.num_constrained:  # what may follow a token that is not known yet is not known either
+            waits = lanes.waits[decoding]
+            unfinished &= ~waits | (lanes.computed[decoding] < lanes.known[decoding])
+            if self.in_flight is not None and not self.in_flight and waits[unfinished].all():
+                self._split(unfinished)
         return decoding[:budget] if unfinished.all() else decoding[unfinished][:budget]
+
+    def _split(self, unfinished: Flags) -> None:
+        """All rows lack what their tokens will say: the device would idle until they are known, and masks made.
+
+        So one half of many goes first, and from then on the halves take turns.
+        """
+        every = np.flatnonzero(unfinished)
+        if len(every) > _MOST_TOGETHER:
+            unfinished[every[len(every) // 2 :]] = False
 
     def renew(self, decode: Ints) -> bool:
         """Give each of the lanes the page of its next token; False: there are too few, nothing changes.

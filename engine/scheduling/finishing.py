@@ -3,32 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import NamedTuple
 
 import numpy as np
 
 from spark_llm.engine.cache.manager import CacheManager
 from spark_llm.engine.request import FinishReason
 from spark_llm.engine.scheduling.lanes import Flags, Floats, Ints, Lanes
+from spark_llm.engine.scheduling.matching import Matched, Matching
 from spark_llm.engine.scheduling.row import Row
 
 
+class Taken(NamedTuple):
+    """ended: rows that are done, with whole answers. back: rows whose next tokens are known, and are computed like a
+    prompt's. refused: places of the tokens that were not taken.
+    """
+
+    ended: list[tuple[Row, FinishReason]]
+    back: list[Row]
+    refused: list[int]
+
+
 class Finishing:
-    """Only a row that ends, or that a stop checker looks at, costs Python of its own."""
+    """Only a row that ends, that is constrained, or that a stop checker looks at, costs Python of its own."""
 
     def __init__(self, cache: CacheManager, lanes: Lanes) -> None:
         self.cache = cache
         self.lanes = lanes
-        self.forced_tokens = 0  # of answers, that no step had to sample
+        self.matching = Matching(lanes)
 
     def take(
-        self, at: Ints, tokens: Ints, eos_ids: Collection[int], log_probs: Floats | None = None
-    ) -> tuple[list[tuple[Row, FinishReason]], list[Row]]:
-        """Add tokens[i] to the answer of the row in lane at[i]. Returns the rows that are done, with whole answers.
+        self,
+        at: Ints,
+        tokens: Ints,
+        eos_ids: Collection[int],
+        log_probs: Floats | None = None,
+        guessed: Flags | None = None,
+    ) -> Taken:
+        """Add tokens[i] to the answer of the row in lane at[i], unless the row's constraint refuses it.
 
-        log_probs: of tokens that were chosen among candidates. The second list: rows whose constraint forces what comes
-        next: these tokens are known without a step, and are computed like a prompt's.
+        log_probs: of tokens that were chosen among candidates. guessed: which tokens of constrained rows were sampled
+        without a mask; None: no one.
         """
         lanes = self.lanes
+        matched = self.matching.take(at, tokens, log_probs, guessed) if lanes.num_constrained else Matched()
+        if matched.refused:
+            at, tokens = np.delete(at, matched.refused), np.delete(tokens, matched.refused)
         lanes.take(at, tokens)
         stops = np.zeros(len(at), np.bool_)
         for eos in eos_ids:
@@ -36,7 +56,9 @@ class Finishing:
         stops &= ~lanes.ignores_eos[at]
         for i in np.flatnonzero(lanes.is_checked[at] & ~stops):
             stops[i] = _is_stopped(lanes.rows[at[i]], int(tokens[i]))
-        jumped = self._match(at, tokens, log_probs, stops) if lanes.num_constrained else []
+        if lanes.num_constrained:
+            self.matching.follow(matched)
+            stops = np.where(lanes.constrained[at], np.isin(at, matched.whole), stops)
         for row in lanes.rows_of(at[~lanes.decodes[at]]):
             lanes.refresh(row)  # it was rolled back out of a later step, and has to know its tokens
         ended = []
@@ -45,7 +67,7 @@ class Finishing:
             assert row is not None
             row.output = lanes.output(row)
             ended.append((row, FinishReason.STOP if stops[i] else FinishReason.LENGTH))
-        return ended, [row for row in jumped if lanes.known[row.lane] < row.limit]
+        return Taken(ended, matched.back, matched.refused)
 
     def failure(self, row: Row, reason: FinishReason) -> tuple[str, dict[str, str]] | None:
         """Why the answer of a row that is done is none: it does not keep to its constraint."""
@@ -58,25 +80,6 @@ class Finishing:
             max_tokens = str(row.request.params.max_tokens)
             return "LLM_ANSWER_INCOMPLETE", {"kind": constraint.kind, "max_tokens": max_tokens}
         return None
-
-    def _match(self, at: Ints, tokens: Ints, log_probs: Floats | None, stops: Flags) -> list[Row]:
-        """Lets the matchers of constrained rows take their tokens, and says in ``stops`` whose answers are whole."""
-        lanes = self.lanes
-        jumped = []
-        for i in np.flatnonzero(lanes.constrained[at]):
-            row = lanes.rows[at[i]]
-            assert row is not None
-            assert row.matcher is not None
-            assert row.request.constraint is not None
-            forced = row.matcher.take(int(tokens[i]), 0.0 if log_probs is None else float(log_probs[i]))
-            followed = lanes.follow(row, forced)
-            self.forced_tokens += followed
-            if followed < len(forced):  # no room for them: the answer ends before
-                row.matcher = row.request.constraint.start(lanes.output(row))
-            stops[i] = row.matcher.is_done
-            if forced and not stops[i]:
-                jumped.append(row)
-        return jumped
 
     def leave_marks(self, row: Row) -> None:
         """Tell eviction that a row is done, whose prefix later calls may need."""

@@ -46,12 +46,14 @@ class Lanes:
         num_pages  pages that the row holds;  told: of these, those that a plan's page updates have named
         table      int32 [count, grows]: page numbers;  answers: int32 [count, grows]: committed tokens
 
-    generation: changes when a lane's row leaves, so that a late token finds out that its row is gone.
+    generation: changes when a lane's row leaves or goes back, so that a late token finds out that it is not wanted.
+    guesses: constrained rows may be sampled without masks (see trust.py); pays with steps in flight only.
     """
 
-    def __init__(self, count: int, page_size: int) -> None:
+    def __init__(self, count: int, page_size: int, *, guesses: bool = False) -> None:
         self.count = count
         self.page_size = page_size
+        self.guesses = guesses
         self.rows: list[Row | None] = [None] * count
         self.generation: Wide = np.zeros(count, np.int64)
         self.decodes: Flags = np.zeros(count, np.bool_)
@@ -63,7 +65,8 @@ class Lanes:
         self.told: Wide = np.zeros(count, np.int64)
         self.ignores_eos: Flags = np.zeros(count, np.bool_)
         self.is_checked: Flags = np.zeros(count, np.bool_)  # a stop checker wants each token
-        self.constrained: Flags = np.zeros(count, np.bool_)  # its next token hangs on the last one: planned when known
+        self.constrained: Flags = np.zeros(count, np.bool_)
+        self.waits: Flags = np.zeros(count, np.bool_)  # a list or mask hangs on its last token: planned when known
         self.num_constrained = 0
         self.draws: Flags = np.zeros(count, np.bool_)  # temperature above 0
         self.account: Ints = np.zeros(count, np.int32)  # slot of the query that the row is charged to
@@ -106,6 +109,7 @@ class Lanes:
         self.is_checked[lane] = row.request.is_stopped is not None
         self.draws[lane] = params.temperature > 0
         self.constrained[lane] = row.request.constraint is not None
+        self.waits[lane] = row.request.constraint is not None and not (self.guesses and row.may_guess())
         self.num_constrained += row.request.constraint is not None
         self.account[lane] = row.account.slot if row.account is not None else 0
         self.table = _widen(self.table, -(-row.limit // self.page_size))
@@ -120,7 +124,7 @@ class Lanes:
         self.decodes[lane] = False
         self.generation[lane] += 1
         self.num_constrained -= bool(self.constrained[lane])
-        self.constrained[lane] = False
+        self.constrained[lane] = self.waits[lane] = False
         self.num_pages[lane] = self.told[lane] = 0
         self.rows[lane] = None
         self._free.append(lane)
@@ -168,6 +172,19 @@ class Lanes:
             row.num_computed -= 1
             row.high_water = min(row.high_water, row.num_computed)
         row.lost += 1
+
+    def go_back(self, row: Row, computed: int) -> None:
+        """The row's known tokens from ``computed`` on are computed like a prompt's; before that they are computed.
+
+        What steps in flight compute and sample for it does not count.
+        """
+        lane = row.lane
+        self.generation[lane] += 1
+        if self.decodes[lane]:
+            self.computed[lane] = computed
+        else:
+            row.num_computed = computed
+        self.end(row)
 
     def in_flight(self, row: Row) -> int:
         """Tokens of the row's answer that are planned and not known."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from spark_llm.engine.cache.radix import Node
+from spark_llm.engine.constraints.matcher import Matcher
 from spark_llm.engine.constraints.step import StepChoices, choices_of
-from spark_llm.engine.scheduling.lanes import Ints, Lanes, PageUpdates, Wide
-from spark_llm.engine.scheduling.row import Scheduled
+from spark_llm.engine.scheduling.lanes import Flags, Ints, Lanes, PageUpdates, Wide
+from spark_llm.engine.scheduling.row import Row, Scheduled
 
 NO_LANES: Ints = np.empty(0, np.int32)
 NO_UPDATES = PageUpdates(NO_LANES, NO_LANES, NO_LANES, NO_LANES)
@@ -28,7 +29,8 @@ class StepPlan:
     the host may not know yet.
     page_updates: what the lanes' page tables have got since the plan before; a lane whose row is new begins at 0.
     alone: one row of a step that failed, by itself. generations, accounts: of the lanes in ``sampling`` and ``decode``.
-    choices: what its constrained rows may answer; None: there are none.
+    choices: what its constrained rows may answer; None: there are none, or all are in ``guessed``.
+    guessed: of the lanes in ``sampling`` and ``decode``, which are of constrained rows that are sampled like free ones.
     held: nodes whose rows left while the step was in flight; it holds their locks until it is done.
     """
 
@@ -43,6 +45,7 @@ class StepPlan:
     page_updates: PageUpdates = NO_UPDATES
     alone: bool = False
     choices: StepChoices | None = None
+    guessed: Flags = field(default_factory=lambda: np.empty(0, np.bool_))
     held: list[Node] = field(default_factory=list)
 
     def seal(self, decode: Ints) -> None:
@@ -56,8 +59,21 @@ class StepPlan:
         self.generations = lanes.generation[sampled]
         self.accounts = lanes.account[sampled]
         self.page_updates = lanes.updates()
+        waits = lanes.waits[sampled]
+        self.guessed = lanes.constrained[sampled] & ~waits
         if lanes.num_constrained:
-            self.choices = choices_of([row.match() for row in lanes.rows_of(sampled)])
+            for row in lanes.rows_of(self.sampling):
+                row.match()  # from its tokens, which are all known now
+        if waits.any():
+            matchers: list[Matcher | None] = [None] * len(sampled)
+            for place in np.flatnonzero(waits).tolist():
+                matchers[place] = self._row(sampled[place]).match()
+            self.choices = choices_of(matchers)
+
+    def _row(self, lane: int) -> Row:
+        row = self.lanes.rows[lane]
+        assert row is not None
+        return row
 
     @property
     def num_tokens(self) -> int:

@@ -54,6 +54,7 @@ class Row:
         "cached",
         "computed",
         "detached",
+        "doubted",
         "high_water",
         "key",
         "lane",
@@ -95,6 +96,7 @@ class Row:
         self.lost = 0  # tokens that failed steps computed
         self.attempts = 0  # failed steps
         self.matcher: Matcher | None = None  # of a constrained row, once it samples
+        self.doubted = False  # its next token was refused, and needs a mask
         if request.constraint is not None:
             self.learn(list(request.constraint.forced))
 
@@ -129,6 +131,16 @@ class Row:
         if self.matcher is None and self.request.constraint is not None:
             self.matcher = self.request.constraint.start(self.output)
         return self.matcher
+
+    def may_guess(self) -> bool:
+        """Whether the row's next token may be sampled without a mask, and refused afterwards.
+
+        Not so the first one after the prompt: the prompt's pages may be others', too, and are not written twice.
+        """
+        constraint = self.request.constraint
+        if constraint is None or constraint.trust is None or self.doubted or not self.output:
+            return False
+        return constraint.trust.guesses and self.request.params.temperature <= 0
 
     def count_matched(self, start: int, stop: int) -> None:
         """Account for the tokens [start, stop) found in the cache."""

@@ -34,7 +34,8 @@ class Scheduler:
     flight: where pages are lacking before, the plan is empty until the steps in flight are done.
 
     max_batch_tokens: most tokens a step computes. max_running_rows: most rows that hold pages. late_rows: beyond these,
-    for clients that have few running.
+    for clients that have few running. ahead: steps are planned while others are in flight, as a rule; so constrained
+    rows are sampled without masks where that pays.
     """
 
     def __init__(
@@ -45,11 +46,12 @@ class Scheduler:
         max_batch_tokens: int,
         max_running_rows: int,
         late_rows: int = 0,
+        ahead: bool = False,
     ) -> None:
         self.cache = cache
         self.waiting = waiting
         cache.eviction.follow(waiting)
-        self.lanes = Lanes(max_running_rows + late_rows, cache.page_size)
+        self.lanes = Lanes(max_running_rows + late_rows, cache.page_size, guesses=ahead)
         self.max_batch_tokens = max_batch_tokens
         self.step = 0
         self.preemptions = 0
@@ -59,7 +61,7 @@ class Scheduler:
         self._drains = False
         self._arrivals = 0
         self._running = Running(cache, self.lanes, self.in_flight)
-        self._decoding = DecodeReserve(cache, self.lanes)
+        self._decoding = DecodeReserve(cache, self.lanes, self.in_flight if ahead else None)
         self._finishing = Finishing(cache, self.lanes)
         self.accounts = Accounts()
         self.charging = Charging(self.accounts, waiting)
@@ -78,7 +80,12 @@ class Scheduler:
     @property
     def forced_tokens(self) -> int:
         """Tokens of answers that followed from constraints."""
-        return self._finishing.forced_tokens
+        return self._finishing.matching.forced_tokens
+
+    @property
+    def refused_tokens(self) -> int:
+        """Tokens that were sampled without a mask and that a constraint did not allow."""
+        return self._finishing.matching.refused_tokens
 
     @property
     def num_running(self) -> int:
@@ -149,16 +156,18 @@ class Scheduler:
         lanes = np.concatenate([plan.sampling, plan.decode])
         here = self.lanes.are_here(lanes, plan.generations)
         self.charging.settle(plan, here)
+        guessed = plan.guessed
         if not here.all():
-            lanes, tokens = lanes[here], tokens[here]
+            lanes, tokens, guessed = lanes[here], tokens[here], guessed[here]
             log_probs = None if log_probs is None else log_probs[here]
         if plan.alone:
             for scheduled in plan.shares():
                 if self._suspects.pop(scheduled.row.request.id, None) is not None:
                     scheduled.row.attempts = 0
-        ended, jumped = self._finishing.take(lanes, tokens, eos_ids, log_probs)
-        for row in jumped:
-            self.lanes.end(row)
+        ended, back, refused = self._finishing.take(lanes, tokens, eos_ids, log_probs, guessed)
+        if refused:
+            self.charging.refuse(plan.accounts[here][refused])
+        for row in back:
             self._running.filling[row] = None
         done = []
         for row, reason in ended:

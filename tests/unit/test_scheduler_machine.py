@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn, cast
 from unittest.mock import patch
@@ -29,16 +31,22 @@ from hypothesis.stateful import (
 
 from spark_llm.engine.cache.manager import CacheManager
 from spark_llm.engine.config import EngineSpec
+from spark_llm.engine.constraints import trust as trust_module
 from spark_llm.engine.core import Engine
 from spark_llm.engine.invariants import validate_invariants
 from spark_llm.engine.request import Client, Completion, FinishReason, Hints, Request, SamplingParams
 from spark_llm.engine.scheduling import admission as admission_module
+from spark_llm.engine.scheduling import decoding as decoding_module
 from spark_llm.engine.scheduling.accounts import Account, QueryAccount, UserAccount
 from spark_llm.engine.scheduling.fair import FairQueue
 from spark_llm.engine.scheduling.plan import StepPlan
 from spark_llm.engine.scheduling.row import Scheduled
 from spark_llm.engine.scheduling.sharing import Counters, Deficits
 from spark_llm.engine.scheduling.waiting import DepthFirst, FirstComeFirstServed, LongestPrefixFirst, WaitingQueue
+
+sys.path.append(str(Path(__file__).parent))
+
+from fake_grammar import FakeGrammar
 
 _EMPTY = -1
 QUEUES: dict[str, Callable[[int], WaitingQueue]] = {
@@ -73,6 +81,9 @@ class FakeStep:
             if self.runner.failed_at.get(id_, 0) < self.plan.step:
                 self.runner.failures.pop(id_, None)
         return self.sampled
+
+    def log_probs(self) -> np.ndarray:
+        return np.full(len(self.sampled), np.nan, np.float32)
 
 
 class FakeRunner:
@@ -120,7 +131,7 @@ class FakeRunner:
                 self.fail(plan, ids)
             step = FakeStep(self, plan, [-1] * plan.num_sampled, ids, error=fails)
         else:
-            step = FakeStep(self, plan, self.sample(shares), ids, error=False)
+            step = FakeStep(self, plan, self.sample(plan, shares), ids, error=False)
         self.stream.append(step)
         return step
 
@@ -158,7 +169,10 @@ class FakeRunner:
             self.content[slots] = self.hashes(s.lane, s.start, stop)
         return list(written)
 
-    def sample(self, shares: list[Scheduled]) -> list[int]:
+    def sample(self, plan: StepPlan, shares: list[Scheduled]) -> list[int]:
+        masked = {}
+        if plan.choices is not None:
+            masked = dict(zip(plan.choices.masked.tolist(), cast(Any, plan.choices.maskers), strict=True))
         for s in shares:
             stop = s.start + s.count
             found, expected = self.content[self.slots(s.lane, 0, stop)].tolist(), self.hashes(s.lane, 0, stop)
@@ -166,7 +180,9 @@ class FakeRunner:
         tokens = []
         for s in shares:
             if s.samples:
-                tokens.append(self.next_token(self.context[s.lane]))
+                masker = masked.get(len(tokens))
+                assert masker is None or masker.output == self.context[s.lane][s.row.num_prompt :], "a mask of the past"
+                tokens.append(self.next_token(self.context[s.lane], None if masker is None else masker.allowed()))
                 self.context[s.lane].append(tokens[-1])
         return tokens
 
@@ -187,12 +203,23 @@ class FakeRunner:
     def hashes(self, lane: int, start: int, stop: int) -> list[int]:
         return [context_hash(self.context[lane][: at + 1]) for at in range(start, stop)]
 
-    def next_token(self, tokens: Any) -> int:
-        return self.first_token + context_hash(list(tokens)) % 4
+    def next_token(self, tokens: Any, allowed: list[int] | None = None) -> int:
+        """The best token, of those that are ``allowed``."""
+        best = context_hash(list(tokens))
+        ranked = [self.first_token + (best + place) % 4 for place in range(4)]
+        return next(token for token in ranked if allowed is None or token in allowed)
 
     def answer(self, request: Request) -> list[int]:
         """What the engine must answer."""
         context, output = request.prompt.tolist(), []
+        grammar: Any = request.constraint
+        if grammar is not None:
+            most = request.params.max_tokens
+            output += grammar.forced
+            while len(output) < most and not grammar.is_done(output):
+                output.append(self.next_token(context + output, grammar.allowed(output)))
+                output += grammar.following(output)
+            return output[:most]
         while len(output) < request.params.max_tokens:
             output.append(self.next_token(context + output))
             if output[-1] in self.config.eos_ids and not request.params.ignore_eos:
@@ -270,6 +297,9 @@ class EngineMachine(RuleBasedStateMachine):
             depth=depth,
         )
         self.batch, self.most_running = batch, running
+        self.grammars = [
+            FakeGrammar(first_token, 0, 15), FakeGrammar(first_token, 1, 4, (first_token + 2,)), None, None,
+        ]  # fmt: skip
         self.room = pages * page_size
 
     @rule(
@@ -280,6 +310,8 @@ class EngineMachine(RuleBasedStateMachine):
         bad=st.integers(0, 9),
         ignore_eos=st.booleans(),
         stops=st.integers(0, 3),
+        grammar=st.integers(0, 3),
+        temperature=st.sampled_from([0.0, 0.0, 0.0, 1.0]),
         hints=st.none()
         | st.builds(
             Hints,
@@ -300,6 +332,8 @@ class EngineMachine(RuleBasedStateMachine):
         bad: int,
         ignore_eos: bool,
         stops: int,
+        grammar: int,
+        temperature: float,
         hints: Hints | None,
         client: Client,
     ) -> None:
@@ -310,12 +344,15 @@ class EngineMachine(RuleBasedStateMachine):
         request = Request(
             id=len(self.requests),
             prompt=np.array(prompt, np.int32),
-            params=SamplingParams(max_tokens=min(max_tokens, self.room - len(prompt)), ignore_eos=ignore_eos),
+            params=SamplingParams(
+                max_tokens=min(max_tokens, self.room - len(prompt)), ignore_eos=ignore_eos, temperature=temperature
+            ),
             reuse=reuse > 0,
             hints=hints,
             client=client,
+            constraint=cast(Any, self.grammars[grammar]),
         )
-        if request.params.max_tokens < 1:
+        if request.params.max_tokens <= (len(request.constraint.forced) if request.constraint is not None else 0):
             return
         self.requests[request.id] = request
         if stops == 0:
@@ -408,6 +445,11 @@ class EngineMachine(RuleBasedStateMachine):
             run = self.runner.run_tokens[id_] - completion.computed_tokens - completion.recomputed_tokens
             if completion.finish_reason is FinishReason.ERROR:
                 assert completion.error is not None
+                if completion.error[0] == "LLM_ANSWER_INCOMPLETE":
+                    grammar: Any = request.constraint
+                    assert completion.output == self.runner.answer(request)
+                    assert not grammar.is_done(completion.output)
+                    continue
                 assert completion.error[0] == "LLM_ENGINE_STEP_FAILED"
                 failures = self.runner.failures[id_]  # one more where it was preempted before its step failed
                 assert failures == 2 or failures > 2 == self.runner.depth, "a row is given up that has not failed alone"
@@ -416,6 +458,9 @@ class EngineMachine(RuleBasedStateMachine):
             assert completion.output == self.runner.answer(request)
             assert completion.prompt_tokens == completion.cached_tokens + completion.computed_tokens
             assert completion.prompt_tokens == len(request.prompt)
+            if request.constraint is not None:
+                assert run >= 0
+                continue
             decoded = len(completion.output) - 1
             most = decoded + (self.runner.depth - 1 if completion.finish_reason is FinishReason.STOP else 0)
             assert 0 <= run <= most, "tokens were run that no counter shows"
@@ -445,12 +490,16 @@ class EngineMachine(RuleBasedStateMachine):
             charged = sum(account.service for account in self.accounts if isinstance(account, kind))
             assert charged == settled, "charges are lost"
         done = self.answers.values()
-        if not self.cancelled and all(c.finish_reason is not FinishReason.ERROR for c in done):
+        free = all(request.constraint is None for request in self.requests.values())  # what is forced costs less
+        if free and not self.cancelled and all(c.finish_reason is not FinishReason.ERROR for c in done):
             prompts = sum(c.prompt_tokens if self.scheduler == "vtc" else c.computed_tokens for c in done)
             assert settled == prompts + 2 * sum(len(c.output) for c in done)
 
 
 def test_engine_machine(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission_module, "PATIENCE", 2)  # rows make way for clients that are kept out
+    monkeypatch.setattr(trust_module, "_WINDOW", 8)
+    monkeypatch.setattr(trust_module, "_PAUSE", 6)
+    monkeypatch.setattr(decoding_module, "_MOST_TOGETHER", 2)
     caplog.set_level(logging.CRITICAL, "spark_llm")
     run_state_machine_as_test(EngineMachine, settings=settings(max_examples=200, stateful_step_count=40, deadline=None))
