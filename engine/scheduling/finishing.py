@@ -56,11 +56,11 @@ class Finishing:
         stops &= ~lanes.ignores_eos[at]
         for i in np.flatnonzero(lanes.is_checked[at] & ~stops):
             stops[i] = _is_stopped(lanes.rows[at[i]], int(tokens[i]))
+        for row in lanes.rows_of(at[~lanes.decodes[at]]):
+            lanes.refresh(row)  # it was rolled back out of a later step, and has to know its tokens
         if lanes.num_constrained:
             self.matching.follow(matched)
             stops = np.where(lanes.constrained[at], np.isin(at, matched.whole), stops)
-        for row in lanes.rows_of(at[~lanes.decodes[at]]):
-            lanes.refresh(row)  # it was rolled back out of a later step, and has to know its tokens
         ended = []
         for i in np.flatnonzero(stops | (lanes.known[at] >= lanes.limit[at])):
             row = lanes.rows[at[i]]
