@@ -27,7 +27,7 @@ class Computed:
     """Tokens of committed steps by what they were for. Their sum is what went through the model.
 
     prefill: of prompts, for the first time. decode: of answers. recomputed: that had been there before. wasted: of
-    answers whose rows had ended or gone by then; nobody pays for those.
+    answers whose rows had ended, gone or gone back by then; nobody pays for those.
     """
 
     prefill: int = 0

@@ -15,6 +15,10 @@ import numpy as np
 from spark_llm.engine.scheduling.lanes import Flags, Floats, Ints, Lanes
 from spark_llm.engine.scheduling.row import Row
 
+# Masks in a row after a token was refused: twice as many each time that the next token without one is refused as well,
+# as near the end of a string that may not be longer.
+_MOST_DOUBT = 16
+
 
 @dataclass(slots=True)
 class Matched:
@@ -65,12 +69,13 @@ class Matching:
                     found.refused.append(place)
                     waits.append(True)
                     continue
+                row.doubt = 0
             else:
                 following = matcher.take(token, log_prob)
-                row.doubted = False
+                row.doubted = max(0, row.doubted - 1)
                 if trust is not None:
                     trust.masked()
-            waits.append(trust is None or not trust.guesses)
+            waits.append(trust is None or not trust.guesses or row.doubted > 0)
             if following:
                 forced.append((row, following))
             elif matcher.is_done:
@@ -103,6 +108,6 @@ class Matching:
         known = int(self.lanes.known[row.lane])
         self.lanes.go_back(row, known - 1)
         row.high_water = max(row.high_water, known)  # the token before was computed, and will be again
-        row.doubted = True
+        row.doubt = row.doubted = min(2 * row.doubt, _MOST_DOUBT) or 1
         self.refused_tokens += 1
         found.back.append(row)

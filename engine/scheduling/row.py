@@ -54,6 +54,7 @@ class Row:
         "cached",
         "computed",
         "detached",
+        "doubt",
         "doubted",
         "high_water",
         "key",
@@ -96,7 +97,8 @@ class Row:
         self.lost = 0  # tokens that failed steps computed
         self.attempts = 0  # failed steps
         self.matcher: Matcher | None = None  # of a constrained row, once it samples
-        self.doubted = False  # its next token was refused, and needs a mask
+        self.doubted = 0  # tokens that get masks, as one was refused
+        self.doubt = 0  # so many got one the last time, if all guesses since were refused
         if request.constraint is not None:
             self.learn(list(request.constraint.forced))
 

@@ -235,15 +235,34 @@ def test_a_grammar_that_refuses_much_gets_masks_and_another_chance(monkeypatch: 
         planned = plan(s)
         seen.append(planned.choices is None)
         commit(s, planned, BANNED if planned.choices is None else 40)
-    assert seen == [False, *[True, False] * 4, True], "the fifth refusal is more than a fifth of the window"
-    masked = 0
-    while not grammar.trust.guesses:
+    assert seen.count(True) == 5, "the fifth refusal is more than a fifth of the window"
+    for _ in range(6):
+        assert not grammar.trust.guesses
         planned = plan(s)
         assert planned.choices is not None
         commit(s, planned, 40)
-        masked += 1
-    assert masked == 6
-    assert plan(s).choices is None
+    assert grammar.trust.guesses
+
+
+def test_a_row_whose_guesses_are_refused_one_after_the_other_makes_fewer() -> None:
+    s = scheduler()
+    s.add(request(0, FakeGrammar(), max_tokens=80))
+
+    def masks() -> int:
+        """Steps with masks up to the next one without."""
+        count = 0
+        while (planned := plan(s)).choices is not None:
+            commit(s, planned, 40)
+            count += 1
+        commit(s, planned, token)
+        return count
+
+    token = BANNED
+    assert [masks() for _ in range(7)] == [1, 1, 2, 4, 8, 16, 16]
+    token = 41
+    assert masks() == 16
+    token = BANNED
+    assert [masks() for _ in range(3)] == [0, 1, 2]
 
 
 def test_old_refusals_fade(monkeypatch: pytest.MonkeyPatch) -> None:
