@@ -35,8 +35,8 @@ class EngineStats:
 
     tokens: through the model so far, prompts and answers, also of rows that are not done: the sum of
     prefill_tokens (of prompts, for the first time), decode_tokens (of answers), repeated_tokens (computed before) and
-    wasted_tokens (of answers that had ended, gone or gone back while the step was in flight). The other token counts are
-    of rows that are done, recomputed_tokens with what failed steps computed.
+    wasted_tokens (of answers that had ended, gone or gone back while the step was in flight). Other token counts are of
+    rows that are done, recomputed_tokens with what failed steps computed.
     forced_tokens: of answers, that a constraint left no choice about, so that no step sampled them.
     refused_tokens: sampled without a mask, and refused by a constraint; what they cost is in the other counts.
     forward_seconds: inside the model, on a GPU waiting for it; step_seconds: whole steps, forward pass included.

@@ -160,6 +160,9 @@ class DeviceRunner:
             torch.cuda.set_device(self.decoder.device)  # a thread's own: another one loaded the model
         self._tell_pages(*inputs.updates)
         step, choices, log_probs = inputs.step, inputs.choices, None
+        if len(step.told):
+            told = self._staging.upload({"lanes": step.told, "tokens": step.told_tokens})
+            self.pool.last_tokens.index_copy_(0, told["lanes"].long(), told["tokens"])
         graphs = self._graphs if step.only_decodes else None
         narrows = graphs is None and self.decoder.reads_candidates and self._chooser.narrows(choices, step.sampling)
         logits, lanes = self._forward(inputs, graphs, narrows=narrows)

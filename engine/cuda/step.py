@@ -24,6 +24,9 @@ _REFRESHED = 256  # decoding rows a step whose prefixes are looked up anew: rows
 class HostStep:
     """T tokens: those of ``decodes`` decoding rows, whose ids only the device knows, of other members, of long chunks.
 
+    Rows that went back by one token decode as well, so that their steps may replay a graph: first the device is told
+    that ``told_tokens[i]`` is what the row in lane ``told[i]`` sampled last.
+
     last: the tokens that sample. answer_order: where the plan's n-th sampling row is among ``last``.
     """
 
@@ -33,6 +36,8 @@ class HostStep:
     members: Members
     long_rows: npt.NDArray[np.int64]
     decodes: int
+    told: Ints
+    told_tokens: Ints
     last: Ints
     answer_order: npt.NDArray[np.int64]
     sampling: Sampling | None
@@ -105,53 +110,62 @@ def shared_ends(row: Row, start: int) -> npt.NDArray[np.int64]:
 
 def lay_flat(plan: StepPlan, prefixes: SharedPrefixes, device: Device) -> HostStep:
     """The step's tokens in the device's order."""
-    decodes = len(plan.decode)
+    again = [s for s in plan.rows if s.count == 1 and s.samples and s.start >= s.row.num_prompt]
+    told = np.array([s.lane for s in again], np.int32)
+    told_tokens = np.array([s.row.tokens[s.start] for s in again], np.int32)
+    decode = np.concatenate((plan.decode, told))
+    decode_at = np.concatenate((plan.positions, np.array([s.start for s in again], np.int32)))
+    decodes = len(decode)
+    ids = set(map(id, again))
+    rest = [s for s in plan.rows if id(s) not in ids] if again else plan.rows
     most = 2 * device.own_tile // device.group if device.cascade else 0  # tokens of a short rest
-    short = [s for s in plan.rows if s.count <= most]
-    long = [s for s in plan.rows if s.count > most]
+    short = [s for s in rest if s.count <= most]
+    long = [s for s in rest if s.count > most]
     prompts = short + long
     counts = np.fromiter((s.count for s in prompts), np.int64, len(prompts))
     first = decodes + np.cumsum(counts) - counts
     starts = np.fromiter((s.start for s in prompts), np.int64, len(prompts))
     lanes = np.fromiter((s.lane for s in prompts), np.int64, len(prompts))
-    decode_lanes = plan.decode.astype(np.int64)
+    decode_lanes = decode.astype(np.int64)
     positions = np.repeat(starts - first, counts) + np.arange(decodes, decodes + int(counts.sum()))
     n = len(short)
     ends = np.zeros((decodes + n, _LEVELS), np.int64)
     if decodes:
-        ends[:decodes] = prefixes.of(plan.lanes, plan.decode)
+        ends[:decodes] = prefixes.of(plan.lanes, decode)
     for i, scheduled in enumerate(short):
         ends[decodes + i] = shared_ends(scheduled.row, scheduled.start)
     members = Members(
         lane=np.concatenate((decode_lanes, lanes[:n])),
         first=np.concatenate((np.arange(decodes), first[:n])),
         count=np.concatenate((np.ones(decodes, np.int64), counts[:n])),
-        start=np.concatenate((plan.positions.astype(np.int64), starts[:n])),
+        start=np.concatenate((decode_at.astype(np.int64), starts[:n])),
         ends=ends,
     )
     tokens = [np.zeros(decodes, np.int32), *(s.row.tokens[s.start : s.start + s.count] for s in prompts)]
     samples = np.fromiter((s.samples for s in prompts), bool, len(prompts))
     last = np.concatenate((np.arange(decodes), (first + counts - 1)[samples])).astype(np.int32)
     sampling = None
-    if plan.lanes.draws[np.concatenate((plan.decode, lanes[samples]))].any():
-        rows = [*plan.lanes.rows_of(plan.decode), *(s.row for s in prompts if s.samples)]
-        sampling = sampling_of(rows, np.concatenate((plan.positions, (starts + counts - 1)[samples])).astype(np.int64))
+    if plan.lanes.draws[np.concatenate((decode, lanes[samples]))].any():
+        rows = [*plan.lanes.rows_of(decode), *(s.row for s in prompts if s.samples)]
+        sampling = sampling_of(rows, np.concatenate((decode_at, (starts + counts - 1)[samples])).astype(np.int64))
     return HostStep(
         tokens=np.concatenate(tokens),
-        positions=np.concatenate((plan.positions, positions)).astype(np.int32),
+        positions=np.concatenate((decode_at, positions)).astype(np.int32),
         lanes=np.concatenate((decode_lanes, np.repeat(lanes, counts))).astype(np.int32),
         members=members,
         long_rows=np.stack((first[n:], counts[n:], lanes[n:], starts[n:]), axis=1),
         decodes=decodes,
+        told=told,
+        told_tokens=told_tokens,
         last=last,
-        answer_order=_answer_order(plan, prompts, samples, decodes),
+        answer_order=_answer_order(plan, [*again, *(s for s in prompts if s.samples)]),
         sampling=sampling,
     )
 
 
-def _answer_order(
-    plan: StepPlan, prompts: Sequence[Scheduled], samples: npt.NDArray[np.bool_], decodes: int
-) -> npt.NDArray[np.int64]:
-    """The plan's answers: first plan.rows that sample, in their order, then plan.decode."""
-    place = {id(s): decodes + i for i, s in enumerate(s for s, wanted in zip(prompts, samples, strict=True) if wanted)}
+def _answer_order(plan: StepPlan, samples: Sequence[Scheduled]) -> npt.NDArray[np.int64]:
+    """The plan's answers: first plan.rows that sample, in their order, then plan.decode; these are the device's first,
+    followed by ``samples``."""
+    decodes = len(plan.decode)
+    place = {id(s): decodes + i for i, s in enumerate(samples)}
     return np.array([*(place[id(s)] for s in plan.rows if s.samples), *range(decodes)], np.int64)

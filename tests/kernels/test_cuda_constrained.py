@@ -18,11 +18,13 @@ from spark_llm.engine.constraints.grammar import Grammar
 from spark_llm.engine.constraints.labels import Labels
 from spark_llm.engine.constraints.step import StepChoices
 from spark_llm.engine.cuda import chooser
+from spark_llm.engine.cuda import runner as runner_module
 from spark_llm.engine.cuda.chooser import Chooser, HostChoices, lay_choices
 from spark_llm.engine.cuda.inputs import Staging
 from spark_llm.engine.cuda.linear import InvariantLinear
 from spark_llm.engine.cuda.ranks import ALONE, Ranks
 from spark_llm.engine.cuda.sampler import Sampler, Sampling
+from spark_llm.engine.cuda.step import HostStep, lay_flat
 from spark_llm.engine.request import Completion, Request
 
 model = test_cuda_engine.model  # a fixture
@@ -78,7 +80,16 @@ def same(answers: list[Completion], expected: list[Completion]) -> None:
         assert ours.confidence == (None if theirs.confidence is None else pytest.approx(theirs.confidence, abs=1e-4))
 
 
-def test_answers_are_those_of_the_cpu(model: Callable[[str], Model], constraints: list[Any], device: str) -> None:
+def test_answers_are_those_of_the_cpu(
+    model: Callable[[str], Model], constraints: list[Any], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[HostStep] = []
+
+    def recorded(*arguments: Any) -> HostStep:
+        steps.append(lay_flat(*arguments))
+        return steps[-1]
+
+    monkeypatch.setattr(runner_module, "lay_flat", recorded)
     tested = model("qwen2")
     expected = answer(tested.cpu_engine(), asked(constraints, 5))
     assert any(completion.confidence for completion in expected)
@@ -86,6 +97,7 @@ def test_answers_are_those_of_the_cpu(model: Callable[[str], Model], constraints
     engine = tested.device_engine(device, page_size=4)
     same(answer(engine, asked(constraints, 5)), expected)
     assert engine.stats().refused_tokens, "a random model does not keep to a regular expression by itself"
+    assert any(len(step.told) and step.only_decodes for step in steps), "a row that went back decodes"
 
 
 def test_steps_of_choices_only_read_the_candidates(
