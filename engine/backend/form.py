@@ -32,6 +32,7 @@ class AnswerFormat:
 
     forced: tuple[int, ...] = ()
     whole = False
+    trust = None
 
     def __init__(self, constraint: Constraint) -> None:
         self.kind = KIND_NAMES[constraint.kind]
