@@ -243,13 +243,36 @@ def test_a_condition_on_embeddings_comes_before_other_calls(encoder: FakeModel) 
     assert any("drops rows before other calls" in note.why for note in why if note.fired)
 
 
-def test_a_condition_on_an_embedded_answer_stays_above(encoder: FakeModel) -> None:
-    query = encoder.spark.sql(
-        "SELECT id FROM (SELECT id, ai_gen('so ' || t) AS a, t FROM t) "
-        "WHERE ai_similarity(a, '[.0, .0]') IS NOT NULL AND llm('Is it good?', t) = 'yes'"
-    )
-    assert_idempotent(query)
-    query.collect()
+@pytest.mark.parametrize(
+    ("query", "ids"),
+    [
+        (  # an embedding of an answer: it can stand below the other call, not below the one that it needs
+            "SELECT id FROM (SELECT id, ai_gen('so ' || t) AS a, t FROM t) "
+            "WHERE ai_similarity(a, '123') IS NULL AND llm('Is it good?', t) = 'yes'",
+            [0, 1, 2, 4],
+        ),
+        (  # columns between, the vector in the result, another condition
+            "SELECT id, v, u FROM (SELECT id, t, upper(t) AS u, ai_embed(t) AS v FROM t) "
+            "WHERE llm('Is it good?', t) = 'yes' AND v[6] > 0 AND u <> 'X'",
+            [0, 2, 4],
+        ),
+        (  # of two columns, one of them computed
+            "SELECT id FROM t WHERE llm('Is it good?', t) = 'yes' AND ai_similarity(t, t || ' film') > 0.9",
+            [0, 2],
+        ),
+        (  # an answer and a vector in one condition
+            "SELECT id FROM t WHERE llm('Is it good?', t) = if(ai_embed(t)[6] > 0, 'yes', 'none')",
+            [0, 2, 4],
+        ),
+    ],
+)
+def test_conditions_on_embeddings_and_answers(encoder: FakeModel, query: str, ids: list[int]) -> None:
+    frame = encoder.spark.sql(query)
+    assert_idempotent(frame)
+    found = sorted(frame.collect())
+    assert [row.id for row in found] == ids
+    encoder.spark.sql("SET spark.llm.optimizer.enabled = false")
+    assert sorted(encoder.spark.sql(query).collect()) == found
 
 
 def test_limits_masks_and_equal_calls(encoder: FakeModel) -> None:
