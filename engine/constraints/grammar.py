@@ -21,6 +21,7 @@ _LIMITS = LLParserLimits(verbose_errors=False)
 # than all other tokens of an answer together.
 _MOST_KEPT = 1024
 _MOST_BEFORE = 64  # tokens of an answer up to there; longer ones are hardly alike
+_MOST_SHARED = 16  # tokens of answers whose masks are looked for among those of the step
 
 
 class Grammar:
@@ -62,6 +63,11 @@ class GrammarMatcher:
         self.masker = masker
         self._output = output
         self._followers = followers
+
+    @property
+    def state(self) -> tuple[int, bytes] | None:
+        output = self._output
+        return (id(self._followers), output.tobytes()) if len(output) <= _MOST_SHARED else None
 
     @property
     def is_whole(self) -> bool:

@@ -85,7 +85,7 @@ class LabelMatcher:
     """A walk down the trie. See Matcher. log_prob: of the tokens taken where choices part."""
 
     __slots__ = ("_labels", "_node", "error", "log_prob")
-    masker = None
+    masker = state = None
 
     def __init__(self, labels: Labels) -> None:
         self._labels = labels

@@ -29,7 +29,7 @@ class Matcher(Protocol):
     """Where one answer stands. A function of the tokens that it has taken, which are those of the answer.
 
     candidates: int32, ascending: the only tokens that may come next, where they are few. masker: else llguidance's
-    matcher, which makes a mask of those that may.
+    matcher, which makes a mask of those that may. state: equal only where masks are; None: not known to be.
     is_whole: the answer may end here. is_done: it must. error: why the constraint could not be followed.
     text, confidence: of a choice that is whole, see Completion.
     """
@@ -39,6 +39,9 @@ class Matcher(Protocol):
 
     @property
     def masker(self) -> LLMatcher | None: ...
+
+    @property
+    def state(self) -> tuple[int, bytes] | None: ...
 
     @property
     def is_whole(self) -> bool: ...

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
 
 _MASK_BITS = 32  # of a mask's word
+State = tuple[int, bytes]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,13 +25,14 @@ class StepChoices:
     """Of a plan's answers, in its order, those that are constrained.
 
     listed: int32 [m], which answers have candidates: int32 [m, most] (most at least 1), ascending, then -1.
-    masked: int32 [n], which answers have a mask; maskers: what makes it.
+    masked: int32 [n], which answers have a mask; maskers: what makes it. states: of these, see Matcher.
     """
 
     listed: Ints
     candidates: Ints
     masked: Ints
     maskers: tuple[LLMatcher, ...]
+    states: tuple[State | None, ...]
 
     def only_lists(self, answers: int) -> bool:
         """Whether all ``answers`` of the step have candidates."""
@@ -43,6 +45,7 @@ def choices_of(matchers: Sequence[Matcher | None]) -> StepChoices | None:
     lists: list[Ints] = []
     masked: list[int] = []
     maskers: list[LLMatcher] = []
+    states: list[State | None] = []
     for place, matcher in enumerate(matchers):
         if matcher is None:
             continue
@@ -53,12 +56,13 @@ def choices_of(matchers: Sequence[Matcher | None]) -> StepChoices | None:
         elif masker is not None:
             masked.append(place)
             maskers.append(masker)
+            states.append(matcher.state)
     if not listed and not masked:
         return None
     table = np.full((len(lists), max(map(len, lists), default=1)), -1, np.int32)
     for row, candidates in zip(table, lists, strict=True):
         row[: len(candidates)] = candidates
-    return StepChoices(np.array(listed, np.int32), table, np.array(masked, np.int32), tuple(maskers))
+    return StepChoices(np.array(listed, np.int32), table, np.array(masked, np.int32), tuple(maskers), tuple(states))
 
 
 def mask_words(vocab_size: int) -> int:
@@ -86,14 +90,29 @@ def masking(choices: StepChoices | None, out: Ints | None) -> Iterator[Masks]:
     """
     work = None
     if choices is not None and choices.maskers and out is not None:
-        pairs = list(zip(choices.maskers, range(len(out)), strict=True))
-        make = _executor().unsafe_compute_mask_ptr
-        work = _thread().submit(make, pairs, out.ctypes.data, out.shape[1] * out.itemsize, len(out))
+        work = _thread().submit(_make, choices, out)
     masks = Masks(work)
     try:
         yield masks
     finally:
         masks.wait()
+
+
+def _make(choices: StepChoices, out: Ints) -> None:
+    """One mask for all rows of one state: the first tokens of answers are the same for many."""
+    made: dict[State, int] = {}
+    pairs: list[tuple[LLMatcher, int]] = []
+    copies: list[tuple[int, int]] = []
+    for row, (masker, state) in enumerate(zip(choices.maskers, choices.states, strict=True)):
+        source = row if state is None else made.setdefault(state, row)
+        if source == row:
+            pairs.append((masker, row))
+        else:
+            copies.append((row, source))
+    _executor().unsafe_compute_mask_ptr(pairs, out.ctypes.data, out.shape[1] * out.itemsize, len(out))
+    if copies:
+        rows, sources = zip(*copies, strict=True)
+        out[list(rows)] = out[list(sources)]
 
 
 @functools.cache

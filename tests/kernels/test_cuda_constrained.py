@@ -143,7 +143,7 @@ def test_masks_and_candidates_leave_what_may_be_drawn(
     for mask, tokens in zip(masks.view(np.uint32), allowed.values(), strict=True):
         for token in tokens:
             mask[token // 32] |= np.uint32(1 << token % 32)
-    choices = StepChoices(np.array([3, 1], np.int32), CANDIDATES, np.array([2, 4], np.int32), ())
+    choices = StepChoices(np.array([3, 1], np.int32), CANDIDATES, np.array([2, 4], np.int32), (), ())
     laid = lay_choices(choices, np.arange(5), VOCABULARY)
     assert laid is not None
     laid.masks[:] = masks
@@ -179,7 +179,7 @@ def test_ranks_choose_alike_from_what_one_of_them_laid_out(device: str) -> None:
     """Each has a part of the logits, and gets all; masks and lists come to it with the step."""
     place = torch.device(device)
     logits = torch.randn(3, VOCABULARY, generator=torch.Generator().manual_seed(2)).to(place)
-    choices = StepChoices(np.array([1], np.int32), CANDIDATES[:1], np.array([2], np.int32), ())
+    choices = StepChoices(np.array([1], np.int32), CANDIDATES[:1], np.array([2], np.int32), (), ())
     laid = lay_choices(choices, np.array([2, 0, 1]), VOCABULARY)
     assert laid is not None
     laid.masks[:] = [0b1010, 0, 0, 0]
@@ -207,7 +207,7 @@ def test_a_product_of_their_own_is_for_few_candidates(device: str) -> None:
     for width, narrows in ((chooser._MOST_CANDIDATES, True), (chooser._MOST_CANDIDATES + 1, False)):
         table = np.zeros((2, width), np.int32)
         listed = lay_choices(
-            StepChoices(np.arange(2, dtype=np.int32), table, np.empty(0, np.int32), ()), np.arange(2), VOCABULARY
+            StepChoices(np.arange(2, dtype=np.int32), table, np.empty(0, np.int32), (), ()), np.arange(2), VOCABULARY
         )
         assert subject.narrows(listed, None) is narrows
 

@@ -52,7 +52,7 @@ class FakeGrammar:
 class FakeMatcher:
     """See Matcher; it is its own masker, of which the fake runner asks what is allowed."""
 
-    candidates = text = confidence = None
+    candidates = text = confidence = state = None
 
     def __init__(self, grammar: FakeGrammar, output: list[int]) -> None:
         self.grammar = grammar

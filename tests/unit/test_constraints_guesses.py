@@ -41,7 +41,7 @@ class FakeGrammar:
 class FakeMatcher:
     """See Matcher; it is its own masker."""
 
-    candidates = text = confidence = error = None
+    candidates = text = confidence = error = state = None
 
     def __init__(self, output: list[int]) -> None:
         self.output = output
