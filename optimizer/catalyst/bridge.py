@@ -6,15 +6,13 @@ Nothing here knows a rule or a function; a Spark Connect client has no JVM and c
 from __future__ import annotations
 
 import functools
-import json
 import logging
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from spark_llm.errors import LlmError, catalogue
+from spark_llm.errors import LlmError
+from spark_llm.optimizer.catalyst.conditions import know_conditions
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -75,7 +73,7 @@ class Catalyst:
         self._classes = self._compile()
         self._asked: dict[str, Jvm] = {}
         self._questions = self.questions("Plans")
-        self._know_conditions()
+        know_conditions(self.jvm, self.seq)
 
     @staticmethod
     def of(spark: SparkSession) -> Catalyst:
@@ -283,19 +281,6 @@ class Catalyst:
             error = LlmError("LLM_INTERNAL_ERROR", error=repr(error).partition("\\n")[0][:500])
         return self.jvm.org.apache.spark.sql.AnalysisException(error.condition, self.map(error.parameters))
 
-    def _know_conditions(self) -> None:
-        """Make the catalogue known to Spark's own reader, so that our errors have message, condition and SQLSTATE
-        everywhere that Spark's have. The reader's map is immutable and has no door: it is replaced as a whole."""
-        rows = {name: {"message": [e["message"]], "sqlState": e["sqlState"]} for name, e in catalogue().items()}
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "error-conditions.json"
-            file.write_text(json.dumps(rows), "utf-8")
-            url = self.jvm.java.net.URL(file.as_uri())
-            ours = self.jvm.org.apache.spark.ErrorClassesJsonReader(self.seq([url])).errorInfoMap()
-        helper = module(self.jvm.org.apache.spark, "SparkThrowableHelper")
-        reader = _private(helper, "errorReader").get(helper)
-        _private(reader, "errorInfoMap").set(reader, reader.errorInfoMap().concat(ours))
-
 
 def module(package: Jvm, name: str) -> Jvm:
     """A Scala ``object``."""
@@ -319,9 +304,3 @@ def frame_of(plan: Node, spark: SparkSession, catalyst: Catalyst) -> DataFrame:
 
     dataset = module(catalyst.jvm.org.apache.spark.sql.classic, "Dataset").ofRows(spark._jsparkSession, plan)
     return DataFrame(dataset, spark)
-
-
-def _private(value: Jvm, field: str) -> Jvm:
-    found = value.getClass().getDeclaredField(field)
-    found.setAccessible(True)
-    return found
