@@ -33,7 +33,7 @@ demo: $(STAMP) ## five LLM queries over real tables, with what the engine reused
 	@$(BIN)/python -P -m spark_llm.demo
 
 # Tests that run models in their own process, a thread each so that two of them do not share cores.
-IN_PROCESS := $(addprefix tests/engine/,test_embeddings.py test_exact_*.py test_text_*.py test_loader.py test_rollback.py)
+IN_PROCESS := $(addprefix tests/engine/,test_exact_*.py test_text_*.py test_loader.py test_rollback.py)
 
 # Two processes side by side; those of engines and their faults look at their own engines only. Tests' JVMs live for
 # minutes: what the second compiler costs they never get back.
