@@ -121,7 +121,9 @@ class Engine:
         elif request.constraint is not None and request.constraint.whole:
             self._at_once.append(_known_answer(request, request.constraint))
         elif length + max_tokens > limit:
-            parameters = {"length": str(length), "max_tokens": str(max_tokens), "limit": str(limit)}
+            excess = f"The prompt has {length} tokens and max_tokens is {max_tokens}"
+            remedy = "Shorten the fields (with left(col, n), or truncate => 'longest'), lower max_tokens"
+            parameters = {"excess": excess, "limit": str(limit), "remedy": remedy}
             self._refuse(request, "LLM_CONTEXT_LENGTH_EXCEEDED", parameters)
         elif request.constraint is not None and len(request.constraint.forced) >= max_tokens:
             parameters = {"kind": request.constraint.kind, "max_tokens": str(max_tokens)}

@@ -16,6 +16,6 @@ class EmbeddingConf:
         TEXT,
         "default",
         "The encoder of `ai_embed` and `ai_similarity`: `default` (the packaged all-MiniLM-L6-v2, vectors of 384 "
-        "numbers), a folder with `config.json` and `*.safetensors`, or a Hugging Face id. A call's `model => …` wins "
-        "over it.",
+        "numbers), a folder with `config.json` and `*.safetensors`, a `.gguf` file of a decoder, or a Hugging Face id. "
+        "A call's `model => …` wins over it.",
     )

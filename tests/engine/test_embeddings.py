@@ -216,7 +216,10 @@ def test_texts_that_are_too_long_are_refused_one_by_one_or_cut(folder: Path) -> 
     assert engine.context_length == WINDOW
     fits, too_long = "a" * (WINDOW - 2), "a" * (WINDOW - 1)
     found = run(engine, requests(engine, [fits, too_long, "b"]))
-    assert found[1].error == ("LLM_CONTEXT_LENGTH_EXCEEDED", {"length": "41", "max_tokens": "0", "limit": "40"})
+    assert found[1].error is not None
+    told = str(LlmError(found[1].error[0], **found[1].error[1]))
+    assert told.startswith("[LLM_CONTEXT_LENGTH_EXCEEDED] The text has 41 tokens or more, but the context holds 40.")
+    assert "max_tokens" not in told
     cut = engine.text.encode_texts([too_long, "b"], truncate=True)
     assert cut[0].tolist() == engine.text.encode_texts([fits])[0].tolist()
     assert found[0].error is found[2].error is None
@@ -298,6 +301,14 @@ def test_what_is_not_known_is_refused_not_ignored(tmp_path: Path, file: str, con
         engine_of(tmp_path)
 
 
+def test_an_encoder_that_is_not_there_is_told_with_its_own_key(tmp_path: Path) -> None:
+    for model in ("no/such/encoder/here", str(tmp_path)):
+        with pytest.raises(LlmError, match=r"LLM_MODEL_NOT_FOUND.*Set spark\.llm\.embedding\.model to"):
+            engine_of(model)
+    with pytest.raises(LlmError, match=r"LLM_MODEL_NOT_FOUND.*Set spark\.llm\.model to"):
+        loading.load_engine(EngineSpec(model=str(tmp_path), device="cpu"))
+
+
 def test_what_changes_vectors_changes_the_fingerprint(tmp_path: Path, folder: Path) -> None:
     source = resolve(str(folder), "embed")
 
@@ -346,7 +357,7 @@ def test_streams_embed_fold_and_keep_their_vectors(
     for number, expected in enumerate(direct):
         np.testing.assert_allclose(json.loads(found[number]["text"]), expected, atol=2e-6)
     assert found[5]["text"] is None
-    assert "[LLM_CONTEXT_LENGTH_EXCEEDED] The prompt has 52 tokens" in found[5]["error"]
+    assert "[LLM_CONTEXT_LENGTH_EXCEEDED] The text has 52 tokens or more" in found[5]["error"]
     assert sorted(found[number]["folded"] for number in (0, 2)) == [False, True]
     assert (found[1]["prompt_tokens"], found[1]["computed_tokens"], found[1]["output_tokens"]) == (5, 5, 0)
     assert found[1]["finish_reason"] == "stop"

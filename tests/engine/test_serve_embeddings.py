@@ -116,7 +116,7 @@ def test_texts_come_back_as_vectors_in_their_order(served: Served) -> None:
         ({"encoding_format": "int8"}, 400, "encoding_format", None),
         ({"model": "other"}, 404, "model", "model_not_found"),
         ({"temperature": 1}, 400, "temperature", None),
-        ({"user": None, "encoding_format": "float"}, 200, None, None),
+        ({"user": None, "encoding_format": None}, 200, None, None),
     ],
 )
 def test_what_is_wrong_is_told_by_name(
@@ -127,6 +127,17 @@ def test_what_is_wrong_is_told_by_name(
     if status != 200:
         error = found[1]["error"]
         assert (error["param"], error["code"]) == (param, code), error
+
+
+def test_a_text_that_is_too_long_is_refused_by_its_place_before_any_is_embedded(served: Served) -> None:
+    before = len(served.seen)
+    status, found = post(served, "/v1/embeddings", {"model": "small", "input": ["a", "word " * 200_000]})
+    message = found["error"]["message"]
+    assert status == 400
+    assert "Text 1 of the input has" in message
+    assert "but the context holds 40." in message
+    assert "left(" not in message  # which is for those who write SQL
+    assert len(served.seen) == before
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
