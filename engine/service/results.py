@@ -27,11 +27,10 @@ from spark_llm.errors import LlmError
 log = logging.getLogger("results")
 
 SEGMENT_ANSWERS = 4096  # written together at most,
+SEGMENT_BYTES = 16 << 20  # or about so much,
 SEGMENT_SECONDS = 5.0  # or what came in this time, or until the last stream closed
 _ENTRY_BYTES = 400  # of an answer in memory, beside its tokens
-_MOST_WAITING = (
-    1 << 18
-)  # answers that wait to be written; beyond, the file system is too slow and they stay in memory only
+_MOST_WAITING = 64 << 20  # bytes of answers that wait to be written, of all paths
 _SHARE = 4  # the part of the memory that the index, and segments read lately, may take each
 _KEPT_QUERIES = 1024
 
@@ -61,6 +60,7 @@ class Results:
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._changed = threading.Condition()  # of what waits to be written
         self._waiting: dict[str, list[tuple[bytes, StoredAnswer]]] = {}
+        self._waiting_bytes = 0  # and of what is being written
         self._caches: dict[str, ResultCache] = {}
         self._due = 0.0
         self._writing = False
@@ -104,7 +104,10 @@ class Results:
         return [None if answer is None else _completion(answer) for answer in found]
 
     def keep(self, cache: ResultCache, key: bytes, completion: Completion) -> None:
-        """Takes in the answer of a computed row; it must not be a failed one. Never waits."""
+        """Takes in the answer of a computed row; it must not be a failed one. Never waits.
+
+        Where the file system is so slow that too much waits to be written, the answer stays in memory only.
+        """
         output = np.array(completion.output, np.int32).tobytes()
         digest, reason = _digest(key), str(completion.finish_reason)
         answer = StoredAnswer(output, reason, self._clock(), completion.text, completion.confidence)
@@ -112,9 +115,10 @@ class Results:
         if not cache.path:
             return
         with self._changed:
-            waiting = self._waiting.setdefault(cache.path, [])
-            if len(waiting) >= _MOST_WAITING:
+            if self._waiting_bytes + _size(answer) > _MOST_WAITING:
                 return
+            self._waiting_bytes += _size(answer)
+            waiting = self._waiting.setdefault(cache.path, [])
             if not waiting:
                 self._due = min(self._due or float("inf"), time.monotonic() + SEGMENT_SECONDS)
             waiting.append((digest, answer))
@@ -122,7 +126,7 @@ class Results:
             if self._writer is None:
                 self._writer = threading.Thread(target=self._write, name="results", daemon=True)
                 self._writer.start()
-            if len(waiting) == 1 or len(waiting) >= SEGMENT_ANSWERS:
+            if len(waiting) == 1 or len(waiting) >= SEGMENT_ANSWERS or self._waiting_bytes >= SEGMENT_BYTES:
                 self._changed.notify_all()
 
     def flush(self, timeout: float = 0.0) -> bool:
@@ -139,6 +143,7 @@ class Results:
             self._archives.clear()
             self._seen.clear()
         with self._changed:
+            self._waiting_bytes -= sum(map(_bytes, self._waiting.values()))
             self._waiting.clear()
         with self._lock:
             self._answers.clear()
@@ -187,9 +192,12 @@ class Results:
                 caches = dict(self._caches)
             for path, answers in waiting.items():
                 self._write_out(caches[path], answers)
+                with self._changed:
+                    self._waiting_bytes -= _bytes(answers)
 
     def _is_due(self) -> bool:
         full = any(len(answers) >= SEGMENT_ANSWERS for answers in self._waiting.values())
+        full = full or self._waiting_bytes >= SEGMENT_BYTES
         return full or not self._waiting or time.monotonic() >= self._due
 
     def _write_out(self, cache: ResultCache, answers: list[tuple[bytes, StoredAnswer]]) -> None:
@@ -216,3 +224,7 @@ def _completion(answer: StoredAnswer) -> Completion:
 
 def _size(answer: StoredAnswer) -> int:
     return _ENTRY_BYTES + len(answer.output) + len(answer.text or "")
+
+
+def _bytes(answers: Sequence[tuple[bytes, StoredAnswer]]) -> int:
+    return sum(_size(answer) for _, answer in answers)

@@ -510,6 +510,19 @@ def test_a_text_that_is_refused_fails_alone(remote: Remote) -> None:
     assert "cannot embed that" in found[7]["error"]
 
 
+def test_a_server_that_refuses_everything_is_not_asked_text_by_text() -> None:
+    server = FakeServer(*[httpx2.Response(400, json={"error": {"message": "no such model"}})] * 2)
+
+    async def ask() -> list[Completion]:
+        embedding = Embedding(Connection(BackendSpec(url=URL), httpx2.MockTransport(server), FakeClock()), "m")
+        return await embedding.ask([Request(n, pack(b'"abc"'), SamplingParams()) for n in range(32)])
+
+    found = asyncio.run(ask())
+    assert len(server.bodies) == 2
+    assert [each.id for each in found] == list(range(32))
+    assert all(each.error is not None and each.error[1]["reason"] == "no such model" for each in found)
+
+
 @pytest.mark.parametrize(
     ("response", "error"),
     [

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -214,6 +217,38 @@ def test_what_cannot_be_written_stays_in_memory(tmp_path: Path, monkeypatch: pyt
     monkeypatch.undo()
     written(results, cache, range(3, 5))
     assert len(files(tmp_path)) == 1, "the thread that writes lives on"
+
+
+def test_no_more_waits_to_be_written_than_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results, cache = Results(lambda: "model"), ResultCache(path=str(tmp_path))
+    monkeypatch.setattr("spark_llm.engine.service.results._MOST_WAITING", 10_000)
+    monkeypatch.setattr("spark_llm.engine.service.results.SEGMENT_BYTES", 3_000)
+    write, writing, gate = segments.write, threading.Event(), threading.Event()
+
+    def waits(*given: Any) -> Any:
+        writing.set()
+        assert gate.wait(30)
+        return write(*given)
+
+    monkeypatch.setattr(segments, "write", waits)
+    results.begin(cache, "q")
+
+    def keep(numbers: range) -> None:
+        for n in numbers:
+            results.keep(cache, key(n), replace(completion([]), text="x" * 600))
+
+    keep(range(3))
+    assert writing.wait(4), "as many bytes as a segment has are not written before their time"
+    keep(range(3, 50))
+    assert len([answer for answer in results.find(cache, [key(n) for n in range(50)]) if answer]) == 50
+    gate.set()
+    assert results.flush(10)
+    keep(range(50, 53))
+    assert results.flush(10)
+    later = Results(lambda: "model")
+    later.begin(cache, "later")
+    found = [n for n, answer in enumerate(later.find(cache, [key(n) for n in range(53)])) if answer]
+    assert found == [*range(10), 50, 51, 52]
 
 
 def test_an_index_larger_than_its_share_leaves_the_oldest_out(tmp_path: Path) -> None:
