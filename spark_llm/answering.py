@@ -133,6 +133,10 @@ class Answering:
         self._hits = 0
         self._enough = False
 
+    @property
+    def _window_rows(self) -> int:
+        return min([self._flow.window_rows, *(asker.window.rows for asker in self.askers)])
+
     def answered(self, call: int) -> int:
         """About how many rows have their answer to a call, handed out or not."""
         waiting = sum(len(window.alive) if window.done else window.calls[call].answered() for window in self._queue)
@@ -167,12 +171,12 @@ class Answering:
             return not self.ended
         if (flow.grant is not None and not self._enough) or any(window.learns for window in self._queue):
             return False
-        most = flow.window_rows * flow.windows_in_flight
+        most = self._window_rows * flow.windows_in_flight
         has_room = len(self._queue) <= flow.windows_in_flight
         if flow.pair is not None:
             size = sum(window.size for window in self._queue)
             has_room = has_room or (size < _PAIR_BYTES and not self._is_stuck(self._queue[-1]))
-        return has_room and all(asker.unanswered + flow.window_rows <= most for asker in self.askers)
+        return has_room and all(asker.unanswered + self._window_rows <= most for asker in self.askers)
 
     def _take(self, source: RowSource) -> None:
         order = self._flow.order
@@ -200,12 +204,13 @@ class Answering:
 
     def _granted(self) -> int:
         flow = self._flow
+        rows = self._window_rows
         if flow.grant is None or self._enough:
-            return flow.window_rows
+            return rows
         size = flow.grant(self._finished, self._hits, False)
         if not size:
             self._stop()
-        return min(size, flow.window_rows) or flow.window_rows
+        return min(size, rows) or rows
 
     def _receive(self) -> None:
         """Wait for an answer that the oldest window needs."""

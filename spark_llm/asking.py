@@ -27,6 +27,7 @@ from spark_llm.rendering import asks
 from spark_llm.sending import Prompt, Prompts
 from spark_llm.shared_prompt import Together, answers
 from spark_llm.tally import Counts
+from spark_llm.window_size import WindowSize
 
 if TYPE_CHECKING:
     from spark_llm.engine.service.answers import AnswerSource
@@ -81,7 +82,7 @@ class Asker:
     """Asks for the rows of one call of a task; ``counts`` tell what came of them.
 
     ``open_stream`` is called when the first row needs the engine, ``open_shared`` for prompts with several rows.
-    ``received``: rows whose answers came.
+    ``received``: rows whose answers came. ``window``: how many rows the next window may have.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Asker:
     ) -> None:
         self.counts = Counts()
         self.received = 0
+        self.window = WindowSize(settings.window_rows, settings.form is not None and settings.form.kind == "embedding")
         self._settings = settings
         self._prompts: Prompts[Request] = Prompts(settings, open_stream, open_shared)
         self._memory: OrderedDict[bytes, Request] = OrderedDict()
@@ -222,7 +224,7 @@ class Asker:
             if not request.done:
                 request.waiting.append(rows)
                 rows.open += 1
-        while len(self._memory) > REMEMBERED_WINDOWS * self._settings.window_rows:
+        while len(self._memory) > REMEMBERED_WINDOWS * self.window.rows:
             self._memory.popitem(last=False)
         return np.array(numbers, np.int64), np.array(new, np.int64)
 
@@ -256,6 +258,7 @@ class Asker:
         usage: Usage | None = None,
     ) -> Request:
         """The request has its answer, or failed; ``text`` as the model gave it."""
+        self.window.told(text)
         details, form = self._settings.details, self._settings.form
         if not details:
             return self._done(request, text)

@@ -17,9 +17,6 @@ from spark_llm.shared_prompt import Together
 if TYPE_CHECKING:
     from spark_llm.config import LlmConf
 
-EMBEDDED_ROWS = 2048
-"""Of a window of embeddings. A task holds answers of about six windows: some 50 MB of vectors of 384 numbers."""
-
 
 def answer_settings(
     spec: CallSpec, conf: LlmConf, tables: Mapping[str, bytes], columns: Sequence[int] | None = None
@@ -31,7 +28,7 @@ def answer_settings(
         columns=columns,
         masked=spec.masked,
         call=spec.canonical(),
-        window_rows=window_rows([spec], conf),
+        window_rows=conf.window_rows,
         fold=folds(spec),
         seed=spec.seed if spec.temperature else None,
         drawn=spec.drawn(),
@@ -43,12 +40,6 @@ def answer_settings(
         form=spec.answer,
         details=spec.details,
     )
-
-
-def window_rows(calls: Sequence[CallSpec], conf: LlmConf) -> int:
-    """The most rows of a window of these calls: fewer where an answer is a vector, of kilobytes each."""
-    embeds = any(spec.task == "embed" for spec in calls)
-    return min(conf.window_rows, EMBEDDED_ROWS) if embeds else conf.window_rows
 
 
 def together(spec: CallSpec) -> Together | None:

@@ -72,7 +72,7 @@ class LlmConf(BackendConf, EmbeddingConf, EngineConf, OptimizerConf, RoutingConf
         integer(1),
         "4096",
         "Rows that a task folds, orders and sends to the engine at a time. More rows share more prefixes "
-        "and take more memory in the Python worker.",
+        "and take more memory in the Python worker. It is fewer where answers are large: some 10 MB of them.",
     )
     windows_in_flight: int = key(
         "windowsInFlight",
@@ -118,6 +118,7 @@ class LlmConf(BackendConf, EmbeddingConf, EngineConf, OptimizerConf, RoutingConf
                 task=task,
                 dtype=self.dtype,  # type: ignore[arg-type]
                 max_batch_tokens=self.max_batch_tokens,
+                context_length=self.context_length,
                 threads=self.threads or self._cores_of_engine(),
                 instance=self.instance,
                 device=self.device,

@@ -48,7 +48,8 @@ class EngineConf:
         "engine.contextLength",
         integer(0),
         "0",
-        "Most tokens of prompt and answer together; 0 is what the model was made for.",
+        "Most tokens of prompt and answer together, and of a text that is embedded; 0 is what the model was made "
+        "for, which is also the most there can be.",
     )
     threads: int = key(
         "engine.threads",

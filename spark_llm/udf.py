@@ -16,7 +16,7 @@ from spark_llm.asking import Asker
 from spark_llm.backchannel import Sender
 from spark_llm.call import CallSpec, GroupSpec, PromptPlan
 from spark_llm.call_rows import Answers
-from spark_llm.call_settings import answer_settings, shared_header, stream_header, window_rows
+from spark_llm.call_settings import answer_settings, shared_header, stream_header
 from spark_llm.clients import client_of
 from spark_llm.config_backend import BUILTIN
 from spark_llm.config_routing import LOCAL
@@ -126,7 +126,7 @@ def _answer(
     spark = WorkerSocket()
     answering.on_wait = spark.flush
     try:
-        yield from answering.run(RowSource(_arrow_columns(first, batches, window_rows(group.calls, conf), group)))
+        yield from answering.run(RowSource(_arrow_columns(first, batches, conf.window_rows, group)))
     finally:
         spark.close()
         teller.close()
@@ -172,7 +172,7 @@ class _Task:
             key = (self.query, group.node or group.encode())
             order = predicate_order(key, len(group.calls), max(1, conf.task_cores))
         return Flow(
-            window_rows=window_rows(group.calls, conf),
+            window_rows=conf.window_rows,
             windows_in_flight=conf.windows_in_flight,
             conditions=group.conditions,
             order=order,

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import NoReturn
+
 import pytest
 
 from spark_llm.answer_form import why_not
+from spark_llm.asking import Asker
 from spark_llm.call import AnswerForm, CallSpec
-from spark_llm.call_settings import EMBEDDED_ROWS, answer_settings, stream_header, window_rows
+from spark_llm.call_settings import answer_settings, stream_header
 from spark_llm.config import LlmConf
 from spark_llm.engine.request import Client
 from spark_llm.optimizer.cost import NONE, CallInput, Speed, call_cost, exact
 from spark_llm.tally import Counts, Tally, TaskUpdate
+from spark_llm.window_size import FIRST_ROWS
 
 VECTOR = AnswerForm(kind="embedding", is_json=True)
 EMBED = CallSpec(answer=VECTOR)
@@ -30,12 +35,12 @@ def test_the_engine_has_the_encoder_and_what_concerns_one() -> None:
     other = {
         "spark.llm.engine.kvCacheMemory": "1g",
         "spark.llm.scheduler": "fcfs",
-        "spark.llm.engine.contextLength": "9",
     }
     assert (
         LlmConf.parse(settings | other | {"spark.llm.engine.threads": "3"}).engine_spec(None, "embed").key == spec.key
     )
     assert LlmConf.parse(settings).engine_spec("mine", "embed").model == "mine"
+    assert LlmConf.parse({"spark.llm.engine.contextLength": "9"}).engine_spec(None, "embed").context_length == 9
     assert LlmConf.parse(settings).engine_spec().model == "chat"
     assert LlmConf().engine_spec(task="embed").key != LlmConf().engine_spec().key
 
@@ -46,12 +51,26 @@ def test_a_server_may_embed() -> None:
     assert spec.backend is not None
 
 
-def test_no_constraint_is_sent_and_windows_are_bounded() -> None:
-    conf = LlmConf.parse({"spark.llm.windowRows": "100000"})
-    assert stream_header(EMBED, conf, Client("", "1")).constraint is None
-    assert answer_settings(EMBED, conf, {}).window_rows == window_rows([CallSpec(), EMBED], conf) == EMBEDDED_ROWS
-    assert answer_settings(CallSpec(), conf, {}).window_rows == window_rows([CallSpec()], conf) == 100_000
-    assert window_rows([EMBED], LlmConf.parse({"spark.llm.windowRows": "7"})) == 7
+def test_no_constraint_is_sent() -> None:
+    assert stream_header(EMBED, LlmConf(), Client("", "1")).constraint is None
+
+
+@pytest.mark.parametrize(("length", "rows"), [(4_700, 2231), (50_000, 209), (10, 4096), (10**8, 16)])
+def test_windows_are_as_large_as_their_answers_allow(length: int, rows: int) -> None:
+    settings = answer_settings(EMBED, LlmConf(), {})
+    vectors = Asker(settings, fail_to_open).window
+    assert vectors.rows == FIRST_ROWS
+    vectors.told(None)
+    assert vectors.rows == FIRST_ROWS
+    vectors.told("x" * length)
+    vectors.told("x" * length)
+    assert vectors.rows == rows
+    assert Asker(answer_settings(CallSpec(), LlmConf(), {}), fail_to_open).window.rows == 4096
+    assert Asker(replace(settings, window_rows=7), fail_to_open).window.rows == 7
+
+
+def fail_to_open() -> NoReturn:
+    raise AssertionError("nothing is asked")
 
 
 @pytest.mark.parametrize("wrong", ["", "0.5", '["0.5"]', "[0.5, null]", "[NaN]", "[1e999]", "[0.5", '{"a": [1]}'])
