@@ -1,7 +1,8 @@
 """``ai_embed`` and ``ai_similarity``: the vectors that an encoder makes of texts, and how alike two texts are by them.
 
 A text that is a constant is embedded once for a query, in a scalar subquery, and does not go through Python with the
-rows.
+rows. If it cannot be embedded, the query fails, whatever spark.llm.onError says of rows: the vector is part of the
+question, and without it every row would be NULL.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ def _embed(bound: Bound) -> Expression:
 
 def _similarity(bound: Bound) -> Expression:
     if bound.options.get("failOnError") is False:
-        raise bound.wrong("its answer is of two calls: failOnError can only be true")
+        raise bound.wrong(
+            "its answer is of two calls: failOnError can only be true. Leave it out for NULL in rows that fail "
+            "(with spark.llm.onError = null), or compare vectors that tell their errors: "
+            "vector_cosine_similarity(ai_embed(expr1, failOnError => false).result, ai_embed(expr2))"
+        )
     catalyst = bound.builder.catalyst
     one, other = (_embedding(bound, name, in_subquery=_has_cosine()) for name in ("expr1", "expr2"))
     if "Literal" in (one.nodeName(), other.nodeName()):  # NULL, and nothing need be asked about the other
@@ -43,7 +48,8 @@ def _embedding(bound: Bound, name: str, in_subquery: bool = True) -> Expression:
     if not builder.constants.is_constant(text):
         return builder.call(bound.session, text, (), bound.options, answer=_VECTOR)
     value = bound.constant(name)
-    column = builder.call(bound.session, builder.text(value), (), bound.options, answer=_VECTOR)
+    options = {"failOnError": True, **bound.options}
+    column = builder.call(bound.session, builder.text(value), (), options, answer=_VECTOR)
     if value is None:
         return builder.catalyst.expressions.Literal.create(None, column.dataType())
     return _once(column, builder.catalyst) if in_subquery else column

@@ -177,9 +177,22 @@ def test_rows_that_fail(encoder: FakeModel) -> None:
     assert "no array of numbers" in found["odd"].errorMessage
     plain = {row.t: row.v for row in spark.sql("SELECT t, ai_embed(t) AS v FROM f").collect()}
     assert plain == {"good": vector("good"), "fail": None, "odd": None}
-    assert spark.sql("SELECT ai_similarity(t, 'fail') AS s FROM f").collect() == [(None,)] * 3
+    by_rows = spark.sql("SELECT t, ai_similarity(t, 'good') AS s FROM f").collect()
+    assert {row.t: row.s for row in by_rows} == {"good": pytest.approx(1.0), "fail": None, "odd": None}
     with pytest.raises(PythonException, match="LLM_ROW_FAILED"):
         spark.sql("SELECT ai_embed(t, failOnError => true) FROM f").collect()
+
+
+def test_a_constant_that_cannot_be_embedded_fails_the_query_before_rows_are_asked(encoder: FakeModel) -> None:
+    spark = encoder.spark
+    for query in ("SELECT id FROM t WHERE ai_similarity(t, 'fail') > -1", "SELECT ai_embed('fail')"):
+        with pytest.raises(Exception, match=r"LLM_ROW_FAILED.*LLM_FAKE"):
+            spark.sql(query).collect()
+    if IN_SUBQUERY:
+        assert {request.prompt for request in encoder.requests()} == {"fail"}
+    told = spark.sql("SELECT ai_embed('fail', failOnError => false).errorMessage AS e FROM t").first()
+    assert told is not None
+    assert "[LLM_FAKE]" in told.e
 
 
 @pytest.mark.parametrize(
@@ -191,7 +204,7 @@ def test_rows_that_fail(encoder: FakeModel) -> None:
         ("ai_embed(t, system => 'x')", "LLM_INVALID_CALL", "it takes no system"),
         ("ai_similarity(t, t, confidence => true)", "LLM_INVALID_CALL", "its answer is FLOAT"),
         ("ai_similarity(t, t, usage => true)", "LLM_INVALID_CALL", "it takes no usage"),
-        ("ai_similarity(t, t, failOnError => false)", "LLM_INVALID_CALL", "failOnError can only be true"),
+        ("ai_similarity(t, t, failOnError => false)", "LLM_INVALID_CALL", "can only be true. Leave it out for NULL"),
         ("ai_similarity(t)", "LLM_INVALID_CALL", "argument expr2 is missing"),
         ("ai_similarity(t, 7)", "LLM_INVALID_CALL", "expr2 must be a STRING, but 7 is INT"),
         ("ai_embed(t, truncate => 'all')", "LLM_INVALID_OPTION", "'longest'"),
@@ -244,35 +257,121 @@ def test_a_condition_on_embeddings_comes_before_other_calls(encoder: FakeModel) 
 
 
 @pytest.mark.parametrize(
-    ("query", "ids"),
+    ("query", "ids", "good"),
     [
         (  # an embedding of an answer: it can stand below the other call, not below the one that it needs
             "SELECT id FROM (SELECT id, ai_gen('so ' || t) AS a, t FROM t) "
             "WHERE ai_similarity(a, '123') IS NULL AND llm('Is it good?', t) = 'yes'",
             [0, 1, 2, 4],
+            {"a good film", "so bad", "very long", "bad"},
         ),
         (  # columns between, the vector in the result, another condition
             "SELECT id, v, u FROM (SELECT id, t, upper(t) AS u, ai_embed(t) AS v FROM t) "
             "WHERE llm('Is it good?', t) = 'yes' AND v[6] > 0 AND u <> 'X'",
             [0, 2, 4],
+            {"a good film", "very long"},
         ),
         (  # of two columns, one of them computed
             "SELECT id FROM t WHERE llm('Is it good?', t) = 'yes' AND ai_similarity(t, t || ' film') > 0.9",
             [0, 2],
+            {"a good film"},
         ),
         (  # an answer and a vector in one condition
             "SELECT id FROM t WHERE llm('Is it good?', t) = if(ai_embed(t)[6] > 0, 'yes', 'none')",
             [0, 2, 4],
+            {"a good film", "so bad", "very long", "bad"},
+        ),
+        (  # some rows need no vector
+            "SELECT id FROM t WHERE llm('Is it good?', t) = 'yes' AND (ai_similarity(t, 'good') > 0.6 OR id = 1)",
+            [0, 1, 2],
+            {"a good film", "so bad"},
+        ),
+        (
+            "SELECT id FROM t WHERE llm('Is it good?', t) = 'yes' "
+            "AND CASE WHEN id < 4 THEN ai_similarity(t, 'good') > 0.6 ELSE id = 5 END",
+            [0, 2],
+            {"a good film", "bad"},
         ),
     ],
 )
-def test_conditions_on_embeddings_and_answers(encoder: FakeModel, query: str, ids: list[int]) -> None:
+def test_conditions_on_embeddings_and_answers(encoder: FakeModel, query: str, ids: list[int], good: set[str]) -> None:
     frame = encoder.spark.sql(query)
     assert_idempotent(frame)
     found = sorted(frame.collect())
     assert [row.id for row in found] == ids
+    assert asked_if_good(encoder) == good
     encoder.spark.sql("SET spark.llm.optimizer.enabled = false")
     assert sorted(encoder.spark.sql(query).collect()) == found
+
+
+def asked_if_good(encoder: FakeModel) -> set[str]:
+    """The texts that a call other than an embedding was asked about."""
+    asked = (request.prompt for request in encoder.requests() if request.prompt.startswith("Is"))
+    return {prompt.removeprefix("Is it good?\nt: ").removesuffix("\n") for prompt in asked}
+
+
+@pytest.mark.parametrize(
+    ("query", "found", "good"),
+    [
+        (
+            "SELECT id, llm('Is it good?', t) AS a FROM t ORDER BY ai_similarity(t, 'very lon') DESC LIMIT 1",
+            [(4, "yes")],
+            {"very long"},
+        ),
+        (
+            "SELECT id, ai_similarity(t, 'bad') IS NULL AS n, llm('Is it good?', t) AS a FROM t "
+            "ORDER BY ai_gen('so ' || t), id LIMIT 2",
+            None,
+            None,
+        ),
+        (
+            "SELECT id FROM t JOIN VALUES (0), (1), (9) AS k(n) ON id = n "
+            "WHERE llm('Is it good?', t) = 'yes' AND ai_similarity(t, 'good') > 0.6",
+            [(0,)],
+            {"a good film"},
+        ),
+    ],
+)
+def test_limits_and_joins_with_an_embedding_and_a_call(
+    encoder: FakeModel, query: str, found: list[tuple[object, ...]] | None, good: set[str] | None
+) -> None:
+    frame = encoder.spark.sql(query)
+    assert_idempotent(frame)
+    rows_found = frame.collect()
+    if found is None:
+        assert len({request.prompt for request in encoder.requests() if request.prompt.startswith("so ")}) == 4
+        assert len(asked_if_good(encoder)) <= 2
+    else:
+        assert rows_found == found
+        assert asked_if_good(encoder) == good
+    encoder.spark.sql("SET spark.llm.optimizer.enabled = false")
+    assert encoder.spark.sql(query).collect() == rows_found
+
+
+def test_a_join_that_drops_rows_runs_before_an_embedding(encoder: FakeModel) -> None:
+    encoder.spark.conf.set("spark.llm.optimizer.statistics.enabled", "true")
+    encoder.spark.sql(
+        "SELECT * FROM VALUES (0, 'a good film'), (1, 'so bad'), (2, 'very long'), (3, 'bad') AS v(id, t)"
+    ).createOrReplaceTempView("v")
+    query = "SELECT v.id FROM v JOIN VALUES (0), (1), (9) AS k(n) ON v.id = n WHERE ai_similarity(t, 'bad') > 0.8"
+    frame = encoder.spark.sql(query)
+    assert_idempotent(frame)
+    assert [row.id for row in frame.collect()] == [1]
+    assert {request.prompt for request in encoder.requests()} == {"a good film", "so bad", "bad"}
+
+
+def test_aggregates_over_answers_share_an_embedding_filter(encoder: FakeModel) -> None:
+    query = encoder.spark.sql(
+        "SELECT ai_agg(t, 'Is what?') AS a, ai_agg(t, 'Is why?') AS b FROM t WHERE ai_similarity(t, 'bad') > 0.5"
+    )
+    assert_idempotent(query)
+    nodes = [line.strip(" :+-") for line in text(query).splitlines()]
+    kinds = [node.split(" ")[0] for node in nodes]
+    twice = [pair for pair in zip(kinds, kinds[1:]) if pair == ("RepartitionByExpression", "RepartitionByExpression")]
+    assert twice == []
+    assert len(query.collect()) == 1
+    embedded = [request.prompt for request in encoder.requests() if not request.prompt.startswith("Is")]
+    assert sorted(embedded) == ["a good film", "a good film", "bad", "bad", "so bad", "very long"]
 
 
 def test_limits_masks_and_equal_calls(encoder: FakeModel) -> None:
@@ -286,8 +385,9 @@ def test_limits_masks_and_equal_calls(encoder: FakeModel) -> None:
     spark.sql("SELECT s FROM (SELECT t, ai_similarity(t, 'bad') AS s FROM t) WHERE s > 0.1 ORDER BY s").collect()
     assert encoder.engine_calls() == 4
     encoder.forget()
-    found = spark.sql("SELECT t FROM t WHERE ai_similarity(t, 'bad') > 0.2 LIMIT 1").collect()
-    assert len(found) == 1
+    [found] = spark.sql("SELECT t FROM t WHERE ai_similarity(t, 'bad') > 0.9 LIMIT 1").collect()
+    assert found.t == "bad"
+    assert {request.prompt for request in encoder.requests()} <= {"a good film", "so bad", "bad", "very long"}
 
 
 def test_explained(encoder: FakeModel) -> None:
