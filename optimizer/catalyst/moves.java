@@ -10,10 +10,12 @@ import org.apache.spark.sql.catalyst.expressions.Expression;
 import org.apache.spark.sql.catalyst.expressions.ExpressionSet;
 import org.apache.spark.sql.catalyst.expressions.IsNotNull;
 import org.apache.spark.sql.catalyst.expressions.NamedExpression;
+import org.apache.spark.sql.catalyst.expressions.PlanExpression;
+import org.apache.spark.sql.catalyst.expressions.PythonUDF;
+import org.apache.spark.sql.catalyst.expressions.ScalarSubquery;
 import org.apache.spark.sql.catalyst.plans.logical.Filter;
 import org.apache.spark.sql.catalyst.plans.logical.LogicalPlan;
 import org.apache.spark.sql.catalyst.plans.logical.Project;
-import org.apache.spark.sql.catalyst.trees.TreePattern;
 import scala.collection.Iterator;
 import scala.collection.immutable.Seq;
 import scala.jdk.javaapi.CollectionConverters;
@@ -37,13 +39,23 @@ public final class Moves {
     return ids.toString();
   }
 
-  /** Are the node's own expressions deterministic, and free of subqueries and of Python? */
+  /** Are the node's own expressions deterministic, and free of Python and of subqueries but scalar ones that stand for
+   * themselves, wherever they stand? */
   public boolean isPlain(LogicalPlan plan) {
     Iterator expressions = plan.expressions().iterator();
     while (expressions.hasNext()) {
       Expression expression = (Expression) expressions.next();
-      if (!expression.deterministic() || expression.containsPattern(TreePattern.PLAN_EXPRESSION())
-          || expression.containsPattern(TreePattern.PYTHON_UDF())) return false;
+      if (!expression.deterministic() || !isPlain(expression)) return false;
+    }
+    return true;
+  }
+
+  private static boolean isPlain(Expression expression) {
+    if (expression instanceof PythonUDF) return false;
+    if (expression instanceof PlanExpression) return expression instanceof ScalarSubquery && expression.children().isEmpty();
+    Iterator children = expression.children().iterator();
+    while (children.hasNext()) {
+      if (!isPlain((Expression) children.next())) return false;
     }
     return true;
   }

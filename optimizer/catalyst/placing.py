@@ -60,7 +60,7 @@ class Chain:
 
 
 def chain(node: Node, catalyst: Catalyst) -> Chain:
-    """The chain that begins with ``node``; a Project or Filter at random, or with a subquery, is its bottom."""
+    """The chain beginning with ``node``; a Project or Filter at random or with a correlated subquery is its bottom."""
     nodes = []
     while node.nodeName() in ("Project", "Filter") and _moves(catalyst).isPlain(node):
         nodes.append(node)
@@ -88,7 +88,7 @@ def output_ids(plan: Node, catalyst: Catalyst) -> list[int]:
 
 
 def is_plain(node: Node, catalyst: Catalyst) -> bool:
-    """Are the node's own expressions deterministic, without subqueries and Python functions?"""
+    """Are the node's own expressions deterministic, without Python functions and correlated subqueries?"""
     return bool(_moves(catalyst).isPlain(node))
 
 

@@ -82,7 +82,7 @@ final class Sharer {
   // Branches that are equal
 
   LogicalPlan equalBranches(LogicalPlan plan) {
-    return equalBranches(plan, counts(plan));
+    return equalBranches(plan, counts(plan), 1);
   }
 
   /** How many branches with calls there are of each kind. */
@@ -105,31 +105,38 @@ final class Sharer {
   }
 
   private static boolean isRepeated(LogicalPlan plan, HashMap counts) {
-    return ((Integer) counts.get(plan.canonicalized())).intValue() > 1;
+    return count(plan, counts) > 1;
   }
 
-  private LogicalPlan equalBranches(LogicalPlan plan, HashMap counts) {
+  private static int count(LogicalPlan plan, HashMap counts) {
+    return ((Integer) counts.get(plan.canonicalized())).intValue();
+  }
+
+  /** places: in so many the plan stands as a part of an equal branch that ends in an exchange itself; 1: it does not.
+   * What stands in more places ends in one wherever it stands, or the rule would find it repeated again and again. */
+  private LogicalPlan equalBranches(LogicalPlan plan, HashMap counts, int places) {
     if (!holdsCall(plan)) return plan;
-    if (isRepeated(plan, counts)) {
-      // A Project that only names columns stays above the exchange: what Spark runs would be another plan for each name.
-      if (plan instanceof Project && plan.canonicalized().equals(((Project) plan).child().canonicalized())) {
-        return inChildren(plan, counts);
-      }
-      if (!runsCall(plan) || isOrdered(plan) || !mayShare(plan)) return plan;
-      LogicalPlan exchange = exchange(plan);
-      if (exchange != plan) prompts.add(prompt(plan));
-      return exchange;
+    int count = count(plan, counts);
+    // A Project that only names columns stays above the exchange: what Spark runs would be another plan for each name.
+    if (count <= places || (plan instanceof Project && plan.canonicalized().equals(((Project) plan).child().canonicalized()))) {
+      return inChildren(plan, counts, places);
     }
-    return inChildren(plan, counts);
+    plan = inChildren(plan, counts, count);
+    if (!runsCall(plan) || isOrdered(plan) || !mayShare(plan)) return plan;
+    LogicalPlan exchange = exchange(plan);
+    if (exchange != plan) prompts.add(prompt(plan));
+    return exchange;
   }
 
-  private LogicalPlan inChildren(LogicalPlan plan, HashMap counts) {
+  private LogicalPlan inChildren(LogicalPlan plan, HashMap counts, int places) {
     ArrayList children = new ArrayList();
     boolean isChanged = false;
     Iterator old = plan.children().iterator();
     while (old.hasNext()) {
       LogicalPlan child = (LogicalPlan) old.next();
-      LogicalPlan changed = equalBranches(child, counts);
+      LogicalPlan changed = equalBranches(child, counts, places);
+      // Upon an equal exchange another one would do nothing.
+      if (changed != child && isExchange(plan) && changed.canonicalized().equals(plan.canonicalized())) changed = child;
       isChanged = isChanged || changed != child;
       children.add(changed);
     }

@@ -25,6 +25,7 @@ from spark_llm.optimizer.rules.reuse_answers import reuse_answers, share_answers
 from spark_llm.optimizer.rules.rows_per_prompt import rows_per_prompt
 from spark_llm.optimizer.rules.semantic_join import semantic_join
 from spark_llm.optimizer.rules.shuffle_below_sort import shuffle_below_sort
+from spark_llm.optimizer.rules.sort_calls_first import sort_calls_first
 
 EARLY_RULES: tuple[Rule, ...] = (
     Rule("llmAggregates", llm_aggregates),  # makes calls that the others see; it has no key, without it there are none
@@ -36,6 +37,7 @@ EARLY_RULES: tuple[Rule, ...] = (
 RULES: tuple[Rule, ...] = (
     Rule("llmAggregates", aggregates_left),
     Rule("reuseAnswers", reuse_answers),
+    Rule("limitBeforeCalls", sort_calls_first),
     Rule("limitBeforeCalls", limit_before_calls),
     Rule("limitBeforeCalls", limit_groups_before_calls),
     Rule("reuseAnswers", share_answers),

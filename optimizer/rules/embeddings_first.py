@@ -10,8 +10,9 @@ Filter ((a = 'x') AND (cosine(v, ..) > 0.6))         Project [t, a, v]
                                                                  +- Relation [t]
 
 A vector costs a small part of what an answer costs, so it is asked first, however the conditions are written. The task
-could not evaluate such a condition; Spark does, between the two nodes. A condition that needs another call's answer, or
-an embedding of another call's answer, stays where it is.
+could not evaluate such a condition; Spark does, between the two nodes. Where a mask would spare an embedding the rows
+that another call's answer drops, it is asked about these, too. A condition that needs another call's answer, or an
+embedding of another call's answer, stays where it is.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import msgspec
+
 from spark_llm.optimizer.catalyst.bridge import Expression, Node
 from spark_llm.optimizer.catalyst.context import Context
 from spark_llm.optimizer.rules.calls import Call, rebuilt
 from spark_llm.optimizer.rules.conditions import Conjunct, below, conjuncts
-from spark_llm.optimizer.rules.groups import repeatable_call, restacked, rewrite_stacks
+from spark_llm.optimizer.rules.groups import repeatable_call, restacked, rewrite_stacks, upon
 
 NAME = "orderLlmPredicates"
 
@@ -95,11 +98,22 @@ def _over(node: Node, nodes: list[Node], calls: dict[int, Call], context: Contex
 
 
 def _upon(bottom: Node, call: Call, node: Node, context: Context) -> Call | None:
-    """The call in terms of ``bottom``; None where that has not what it asks about."""
-    prompt, *mask = (below(each, node.child(), bottom, context.catalyst) for each in call.arguments)
-    if not all(context.catalyst.has_input(each, bottom) for each in (prompt, *mask)):
-        return None
-    return dataclasses.replace(call, prompt=prompt, mask=mask[0] if mask else None)
+    """The embedding in terms of ``bottom``, asked also where its mask only waits for another call's answer."""
+    catalyst = context.catalyst
+    if call.mask is not None:
+        mask = below(call.mask, node.child(), bottom, catalyst)
+        known = [each for each in _operands(mask) if catalyst.has_input(each, bottom)]
+        spec = msgspec.structs.replace(call.spec, masked=bool(known))
+        made = functools.reduce(catalyst.expressions.And, known) if known else None
+        call = dataclasses.replace(call, spec=spec, mask=made)
+    return upon(bottom, call, node, bottom, context)
+
+
+def _operands(condition: Expression) -> list[Expression]:
+    """What AND connects in a condition."""
+    if condition.nodeName() != "And":
+        return [condition]
+    return [*_operands(condition.left()), *_operands(condition.right())]
 
 
 def _filter(conditions: list[Expression], child: Node, context: Context) -> Node:

@@ -18,6 +18,7 @@ from spark_llm.call import Condition, GroupSpec
 from spark_llm.optimizer.catalyst.bridge import GROUP_NAME, Catalyst, Expression, Node, items
 from spark_llm.optimizer.catalyst.context import Context
 from spark_llm.optimizer.rules.calls import Call, calls_of, function_for, joint_columns
+from spark_llm.optimizer.rules.conditions import below
 
 MOST_CALLS = 16  # of a group: each has a stream of its own in every task
 
@@ -159,3 +160,17 @@ def restacked(
     if not node.output().equals(nodes[0].output()):
         node = catalyst.plans.Project(nodes[0].output(), node)
     return node
+
+
+def upon(bottom: Node, call: Call, node: Node, made: Node, context: Context) -> Call | None:
+    """The call of ``node`` in terms of ``bottom``, a node below; None where ``made`` has not what it asks about.
+
+    made: ``bottom``, or that with answers which the call may need.
+    """
+    catalyst = context.catalyst
+    arguments = [below(each, node.child(), bottom, catalyst) for each in call.arguments]
+    if not all(catalyst.has_input(each, made) for each in arguments):
+        return None
+    mask = arguments.pop() if call.mask is not None else None
+    prompt, *fields = arguments
+    return dataclasses.replace(call, prompt=prompt, fields=tuple(fields), mask=mask)
