@@ -3,11 +3,13 @@ package sparkllm;
 
 import java.util.ArrayList;
 import java.util.HashMap;
+import java.util.HashSet;
 import org.apache.spark.sql.catalyst.QueryPlanningTracker;
 import org.apache.spark.sql.catalyst.analysis.EliminateSubqueryAliases;
 import org.apache.spark.sql.catalyst.analysis.UnresolvedRelation;
 import org.apache.spark.sql.catalyst.expressions.Attribute;
 import org.apache.spark.sql.catalyst.expressions.Expression;
+import org.apache.spark.sql.catalyst.expressions.Literal;
 import org.apache.spark.sql.catalyst.expressions.PythonUDF;
 import org.apache.spark.sql.catalyst.expressions.aggregate.AggregateExpression;
 import org.apache.spark.sql.catalyst.expressions.aggregate.CollectList;
@@ -18,7 +20,12 @@ import org.apache.spark.sql.catalyst.plans.logical.LocalRelation;
 import org.apache.spark.sql.catalyst.plans.logical.LogicalPlan;
 import org.apache.spark.sql.catalyst.trees.TreePattern;
 import org.apache.spark.sql.classic.SparkSession;
+import org.apache.spark.sql.types.ArrayType;
+import org.apache.spark.sql.types.BinaryType;
 import org.apache.spark.sql.types.DataType;
+import org.apache.spark.sql.types.MapType;
+import org.apache.spark.sql.types.StringType;
+import org.apache.spark.sql.types.StructType;
 import scala.Option;
 import scala.collection.Iterator;
 import scala.collection.immutable.Seq;
@@ -62,6 +69,10 @@ public final class LlmAggregates {
   private static final String KEEPING = " Aggregate Distinct Except Expand Filter GlobalLimit Intersect Join LocalLimit Offset"
       + " Project RebalancePartitions Repartition RepartitionByExpression Sample Sort SubqueryAlias Union Window"
       + " WindowGroupLimit WithCTE CTERelationDef ";
+
+  private static final String SHORTENING = " Alias CaseWhen Cast Coalesce Concat GetArrayItem GetMapValue GetStructField If"
+      + " KnownNotNull Lower StringTrim StringTrimLeft StringTrimRight Substring Upper ";
+  private static final int LONGEST_CONSTANT = 64;
 
   /** The function of this name over a PythonUDF (spec, text). */
   public Expression function(Expression input, String call, DataType type, boolean isNullable) {
@@ -150,6 +161,30 @@ public final class LlmAggregates {
       bytes = !(plan instanceof Join) ? bytes + more : isOfLeft((Join) plan) ? bytes : bytes * Math.max(1, more);
     }
     return bytes;
+  }
+
+  /** The same of a text over the plan's columns; infinite where the text may be much longer than what it is made of. */
+  public double sourceBytes(LogicalPlan plan, Expression text) {
+    Expression made = new Plans().traced(text, plan);
+    return keeps(made, new HashSet()) ? sourceBytes(plan) : Double.POSITIVE_INFINITY;
+  }
+
+  /** Is the value about as long as the columns in it, none of which stands there twice? */
+  private static boolean keeps(Expression value, HashSet columns) {
+    if (!isLong(value.dataType())) return true;
+    if (value instanceof Attribute) return columns.add(((Attribute) value).exprId());
+    if (value instanceof Literal) return String.valueOf(((Literal) value).value()).length() <= LONGEST_CONSTANT;
+    if (SHORTENING.indexOf(" " + value.getClass().getSimpleName() + " ") < 0) return false;
+    Iterator children = value.children().iterator();
+    while (children.hasNext()) {
+      if (!keeps((Expression) children.next(), columns)) return false;
+    }
+    return true;
+  }
+
+  private static boolean isLong(DataType type) {
+    return type instanceof StringType || type instanceof BinaryType || type instanceof ArrayType || type instanceof MapType
+        || type instanceof StructType;
   }
 
   /** Are there Python functions in the node's own expressions, which a text may come from? */

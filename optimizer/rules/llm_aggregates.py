@@ -179,7 +179,7 @@ def _calls(answers: _Answers, keys: Sequence[Expression], child: Node, marks: Jv
         query = top_k(spec, names)
     else:
         rows = int(marks.mostRows(child))
-        chunks = most_chunks(spec, None if rows < 0 else rows, float(marks.sourceBytes(source)))
+        chunks = most_chunks(spec, None if rows < 0 else rows, float(marks.sourceBytes(child, text)))
         query = reduced(spec, names, bool(answers.aggregate.isDistinct()), chunks, context.slots)
     plan = marks.planned(context.session, query, source, catalyst.seq([*columns, column.toAttribute()]))
     *_, result = items(plan.output())

@@ -136,6 +136,9 @@ def test_calls_are_those_of_the_levels_in_any_order_of_rows(small: FakeModel) ->
         ("(SELECT id AS col1 FROM range(500))", 3),  # at most 8 KiB each: 1,000 chunks of 4 KiB; 15 answers a prompt
         ("(SELECT explode(sequence(1, 1000000)) AS col1)", 6),  # nobody knows: 4 GiB
         ("(SELECT id AS col1 FROM numbers)", 2),  # a table of a few bytes
+        ("(SELECT concat('number ', id, '.') AS col1 FROM numbers)", 2),
+        ("(SELECT repeat(id, 3000) AS col1 FROM numbers)", 6),  # much of little
+        ("(SELECT concat(s, s, s) AS col1 FROM numbers)", 6),
         ("(SELECT llm('Tell a story', id) AS col1 FROM numbers)", 7),  # nobody knows, and the call that makes the text
         ("(SELECT id AS col1 FROM range(1000000) LIMIT 5)", 1),
     ],
@@ -146,7 +149,7 @@ def test_levels_are_planned_for_the_most_that_there_can_be(
     spark = small.spark.newSession()
     if "numbers" in source:
         folder = str(tmp_path_factory.mktemp("numbers"))
-        spark.range(3).write.parquet(folder, mode="overwrite")
+        spark.range(3).selectExpr("id", "string(id) AS s").write.parquet(folder, mode="overwrite")
         spark.read.parquet(folder).createOrReplaceTempView("numbers")
     frame = spark.sql(f"SELECT ai_agg(string(col1), 'What?') FROM {source}")
     plan = str(frame._jdf.queryExecution().optimizedPlan())
