@@ -112,38 +112,30 @@ class LlmConf(BackendConf, EmbeddingConf, EngineConf, OptimizerConf, RoutingConf
         backend = self.backend_spec(self.executors)
         if backend is not None:  # which knows nothing of devices and formats
             return EngineSpec(model=model, task=task, idle_timeout=self.idle_timeout, backend=backend)
+        common: dict[str, Any] = {
+            "model": model,
+            "task": task,
+            "dtype": self.dtype,
+            "max_batch_tokens": self.max_batch_tokens,
+            "context_length": self.context_length,
+            "threads": self.threads or self._cores_of_engine(),
+            "instance": self.instance,
+            "device": self.device,
+            "deterministic": self.deterministic,
+            "idle_timeout": self.idle_timeout,
+            "check_invariants": self.check_invariants,
+        }
         if task == "embed":  # what else is set means nothing to an encoder, and must not make it another engine
-            return EngineSpec(
-                model=model,
-                task=task,
-                dtype=self.dtype,  # type: ignore[arg-type]
-                max_batch_tokens=self.max_batch_tokens,
-                context_length=self.context_length,
-                threads=self.threads or self._cores_of_engine(),
-                instance=self.instance,
-                device=self.device,
-                deterministic=self.deterministic,
-                idle_timeout=self.idle_timeout,
-                check_invariants=self.check_invariants,
-            )
+            return EngineSpec(**common)
         return EngineSpec(
-            model=model,
-            dtype=self.dtype,  # type: ignore[arg-type]
+            **common,
             kv_cache_memory=self.kv_cache_memory,
-            max_batch_tokens=self.max_batch_tokens,
             max_running_rows=self.max_running_rows,
             page_size=self.page_size,
-            context_length=self.context_length,
-            threads=self.threads or self._cores_of_engine(),
-            instance=self.instance,
-            device=self.device,
             quantization=self.quantization,  # type: ignore[arg-type]
             tensor_parallel=self.tensor_parallel,
-            deterministic=self.deterministic,
             scheduler=self.scheduler,  # type: ignore[arg-type]
             scheduler_quantum=self.scheduler_quantum,
-            idle_timeout=self.idle_timeout,
-            check_invariants=self.check_invariants,
         )
 
     def _cores_of_engine(self) -> int:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -29,11 +28,8 @@ from spark_llm.engine.serve.words import ChatWords, CompletionWords, Words, fini
 from spark_llm.engine.text.template import Turn
 from spark_llm.errors import LlmError
 
-log = logging.getLogger("serve")
 
-_CLOSED = 499  # the client went away: nobody reads the response
 _Asked = ChatRequest | CompletionRequest
-_Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Server(BaseServer):

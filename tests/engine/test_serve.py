@@ -7,8 +7,6 @@ import contextlib
 import http.client
 import json
 import re
-import socket
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +14,8 @@ from typing import Any
 
 import openai
 import pytest
-import uvicorn
 from fake_service import wait_until
+from served_http import over_http
 from typer.testing import CliRunner
 
 from spark_llm import cli
@@ -71,22 +69,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     spec = EngineSpec(model=f"dummy:{folder}", dtype="float32", threads=1, kv_cache_memory=8 << 20)
     engine = load_engine(spec)
     assert engine.text is not None
-    seen: list[Request] = []
-    add = engine.add
-    engine.add = lambda request: (seen.append(request), add(request))[1]  # type: ignore[method-assign, func-returns-value]
-    fatal: list[BaseException] = []
-    loop = EngineLoop(engine, fatal.append)
-    loop.start()
-    answers = Answers(loop, engine.text, engine.context_length)
-    listener = socket.create_server(("127.0.0.1", 0))
-    app = Server(answers, ("small", "default"), ApiKeys(keys)).app
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
-    thread.start()
-    yield Served(engine, loop, listener.getsockname()[1], seen)
-    server.should_exit = True
-    thread.join(10)
-    assert not fatal
+    text, length = engine.text, engine.context_length
+    made = over_http(engine, lambda loop: Server(Answers(loop, text, length), ("small", "default"), ApiKeys(keys)))
+    with made as reached:
+        yield Served(engine, reached.loop, reached.port, reached.seen)
 
 
 def direct(served: Served, prompt: Any, max_tokens: int) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -18,8 +16,8 @@ import httpx2
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from fake_service import batch_of
+from served_http import over_http
 from small_encoder import small_encoder
 from typer.testing import CliRunner
 
@@ -60,21 +58,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("encoder")
     small_encoder(folder)
     engine = load_encoder(EngineSpec(model=str(folder), task="embed", device="cpu", check_invariants=True))
-    seen: list[Request] = []
-    add = engine.add
-    engine.add = lambda request: (seen.append(request), add(request))[1]  # type: ignore[method-assign, func-returns-value]
-    fatal: list[BaseException] = []
-    loop = EngineLoop(engine, fatal.append)
-    loop.start()
-    listener = socket.create_server(("127.0.0.1", 0))
-    app = EmbeddingServer(loop, engine.text, engine.width, ("small", "default"), ApiKeys(None)).app
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
-    thread.start()
-    yield Served(listener.getsockname()[1], folder, loop, seen)
-    server.should_exit = True
-    thread.join(10)
-    assert not fatal
+    names, keys = ("small", "default"), ApiKeys(None)
+    with over_http(engine, lambda loop: EmbeddingServer(loop, engine.text, engine.width, names, keys)) as reached:
+        yield Served(reached.port, folder, reached.loop, reached.seen)
 
 
 def direct(served: Served, texts: list[str]) -> list[list[float]]:
