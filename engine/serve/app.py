@@ -28,7 +28,6 @@ from spark_llm.engine.serve.words import ChatWords, CompletionWords, Words, fini
 from spark_llm.engine.text.template import Turn
 from spark_llm.errors import LlmError
 
-
 _Asked = ChatRequest | CompletionRequest
 
 
